@@ -1,0 +1,1 @@
+"""Drafts in, drafts out: quantize, check, save."""

@@ -1,0 +1,21 @@
+"""The errors a user can mend. Each message is one sentence: what is wrong and what to do."""
+
+
+class DFlashError(ValueError):
+    """Base of every error that the command line prints without a traceback."""
+
+
+class CheckpointError(DFlashError):
+    """A model directory or hub repository that cannot be read as what it should be."""
+
+
+class PairError(DFlashError):
+    """A draft that does not fit the target it was given."""
+
+
+class UnsupportedTarget(DFlashError):
+    """A target whose family cannot work with speculative decoding; the message says why."""
+
+
+class InvalidCache(DFlashError):
+    """A prompt cache that an exception left in an unknown state."""

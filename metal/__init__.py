@@ -1,0 +1,1 @@
+"""Custom Metal kernels, their plain-MLX fallbacks and the choice between them."""
