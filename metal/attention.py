@@ -1,0 +1,74 @@
+"""Masked-block attention: one block of queries over a cached context and over itself."""
+
+import mlx.core as mx
+
+from .attention_plain import plain_block_attention
+
+
+def block_attention(
+    queries: mx.array,
+    context_keys: mx.array,
+    context_values: mx.array,
+    block_keys: mx.array | None = None,
+    block_values: mx.array | None = None,
+    *,
+    context_length: int,
+    context_start: int = 0,
+    window: int | None = None,
+    visible: mx.array | None = None,
+    scale: float,
+) -> mx.array:
+    """Attention of a block's L rows over the context in a cache buffer and over the block.
+
+    queries: [B, Hq, L, D]
+    context_keys, context_values: [B, Hkv, capacity, D], read in place; rows from
+        context_length on are ignored, except for a block that lies there.
+    block_keys, block_values: [B, Hkv, L, D], or both None when the block's keys and values
+        already lie in the buffers at context_length ... context_length + L.
+    context_length: how many buffer rows are context.
+    context_start: the first of them that may be seen.
+    window: row i sees buffer row j only if context_length + i - j < window.
+    visible: [L, L] bool, row i sees block key j iff visible[i, j]; None means all. Every row
+        must see at least one key of context or block.
+
+    Returns [B, Hq, L, D]. Raises ValueError for shapes that do not belong together.
+    """
+    _check(queries, context_keys, context_values, block_keys, block_values, context_length, visible)
+    return plain_block_attention(
+        queries,
+        context_keys,
+        context_values,
+        block_keys,
+        block_values,
+        context_length=context_length,
+        context_start=context_start,
+        window=window,
+        visible=visible,
+        scale=scale,
+    )
+
+
+def _check(queries, context_keys, context_values, block_keys, block_values, length, visible):
+    batch, heads, rows, dim = queries.shape
+    kv_batch, kv_heads, capacity, kv_dim = context_keys.shape
+    if context_values.shape != context_keys.shape or (kv_batch, kv_dim) != (batch, dim):
+        raise ValueError(
+            f"Context keys {context_keys.shape} and values {context_values.shape} must both be"
+            f" [{batch}, KV heads, capacity, {dim}] for queries {queries.shape}."
+        )
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads cannot share {kv_heads} KV heads evenly.")
+    if (block_keys is None) != (block_values is None):
+        raise ValueError("Give both block_keys and block_values, or neither.")
+    end = length
+    if block_keys is None or block_values is None:
+        end += rows
+    elif not block_keys.shape == block_values.shape == (batch, kv_heads, rows, dim):
+        raise ValueError(
+            f"Block keys {block_keys.shape} and values {block_values.shape} must both be"
+            f" {(batch, kv_heads, rows, dim)}."
+        )
+    if not 0 <= length <= end <= capacity:
+        raise ValueError(f"The cache buffer has {capacity} rows; {end} were asked for.")
+    if visible is not None and visible.shape != (rows, rows):
+        raise ValueError(f"visible is {visible.shape}; a block of {rows} needs {(rows, rows)}.")
