@@ -1,0 +1,187 @@
+"""How each kind of mlx-lm cache goes back to the first tokens of a verify.
+
+A cache is the list that `mlx_lm.models.cache.make_prompt_cache` returns; its leaves are the
+entries with every `CacheList` opened. A rule marks a leaf before the verify forward and takes it
+back afterwards. Nothing here evaluates an array.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import cache as mlx_cache
+
+from dflash_mlx.errors import UnsupportedTarget
+
+
+def leaves(cache: Iterable[Any]) -> list[Any]:
+    """The caches inside a prompt cache, with every CacheList opened."""
+    found = []
+    for c in cache:
+        if type(c) is mlx_cache.CacheList:
+            found.extend(leaves(c.caches))
+        else:
+            found.append(c)
+    return found
+
+
+def alias(value: Any) -> Any:
+    """A copy of nested containers whose arrays are new handles on the same data.
+
+    In-place updates rebind a handle, so the aliases keep the values of this moment.
+    """
+    if isinstance(value, mx.array):
+        return mx.array(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(alias(v) for v in value)
+    if isinstance(value, dict):
+        return {k: alias(v) for k, v in value.items()}
+    return value
+
+
+class Rule:
+    """One way back. `mark` is what `commit` or `reset` will need."""
+
+    name = ""
+    replays = False  # needs its mixer or the whole target to run again
+
+    def mark(self, leaf: Any, resettable: bool) -> Any:
+        """Remember the leaf as it is; resettable: well enough to return to exactly this."""
+        raise NotImplementedError
+
+    def commit(self, leaf: Any, mark: Any, rows: int, kept: int) -> None:
+        """Keep the first `kept` of `rows` tokens appended since the mark, 1 <= kept < rows."""
+        raise NotImplementedError
+
+    def reset(self, leaf: Any, mark: Any) -> None:
+        """Return to the mark, which was made resettable."""
+        raise NotImplementedError
+
+
+class Offset(Rule):
+    """Rows are appended in order: move the offset back.
+
+    The mark is a number. A reference to the buffers would make the next in-place update copy
+    them whole.
+    """
+
+    name = "offset"
+
+    def mark(self, leaf: Any, resettable: bool) -> Any:
+        return leaf.offset
+
+    def commit(self, leaf: Any, mark: Any, rows: int, kept: int) -> None:
+        # A cache that the target did not use in this forward has not moved.
+        if leaf.offset != mark:
+            leaf.offset = mark + kept
+
+    def reset(self, leaf: Any, mark: Any) -> None:
+        leaf.offset = mark
+
+
+class Rows(Offset):
+    """Rows are concatenated: drop the last ones."""
+
+    name = "rows"
+
+    def commit(self, leaf: Any, mark: Any, rows: int, kept: int) -> None:
+        if leaf.offset != mark:
+            self.reset(leaf, mark + kept)
+
+    def reset(self, leaf: Any, mark: Any) -> None:
+        leaf.offset = mark
+        if mark == 0:
+            leaf.keys = leaf.values = None
+        else:
+            leaf.keys, leaf.values = leaf.keys[..., :mark, :], leaf.values[..., :mark, :]
+
+
+class Ring(Rule):
+    """A rotating window.
+
+    Several tokens at once leave it in temporal order, with the max_size - 1 rows before them
+    still there, so dropping the newest rows loses nothing even when it is full. One token alone
+    overwrites the oldest row, but then there is nothing to drop.
+    """
+
+    name = "ring order"
+
+    def mark(self, leaf: Any, resettable: bool) -> Any:
+        if leaf.keep:
+            raise UnsupportedTarget(
+                f"this cache keeps its first {leaf.keep} tokens in a rotating window of "
+                f"{leaf.max_size} (max_kv_size), and mlx-lm hides those tokens when several are "
+                "processed at once, so the text would be wrong; leave max_kv_size out"
+            )
+        if resettable:
+            return leaf.offset, leaf._idx, alias(leaf.keys), alias(leaf.values)
+        return leaf.offset
+
+    def commit(self, leaf: Any, mark: Any, rows: int, kept: int) -> None:
+        dropped = rows - kept
+        if leaf.offset == mark:
+            return
+        leaf.keys = leaf.keys[..., :-dropped, :]
+        leaf.values = leaf.values[..., :-dropped, :]
+        leaf.offset -= dropped
+        leaf._idx -= dropped
+
+    def reset(self, leaf: Any, mark: Any) -> None:
+        leaf.offset, leaf._idx, leaf.keys, leaf.values = mark
+
+
+class State(Rule):
+    """Slots of recurrent state: put the old ones back; the mixer then runs the kept rows."""
+
+    name = "state replay"
+    replays = True
+
+    def mark(self, leaf: Any, resettable: bool) -> Any:
+        # Models rebind slots, so the old arrays stay as they are; the lengths are counted down
+        # in place.
+        return list(leaf.cache), alias(leaf.lengths), alias(leaf.left_padding)
+
+    def reset(self, leaf: Any, mark: Any) -> None:
+        slots, leaf.lengths, leaf.left_padding = mark
+        leaf.cache[:] = slots
+
+
+class Unknown(Rule):
+    """A class nobody described: remember all its attributes and run the target again."""
+
+    name = "full replay"
+    replays = True
+
+    def mark(self, leaf: Any, resettable: bool) -> Any:
+        return {k: alias(v) for k, v in vars(leaf).items()}
+
+    def reset(self, leaf: Any, mark: Any) -> None:
+        vars(leaf).clear()
+        vars(leaf).update(mark)
+
+
+OFFSET, ROWS, RING, STATE, UNKNOWN = Offset(), Rows(), Ring(), State(), Unknown()
+
+# Exact classes: a subclass may do anything.
+RULES: dict[type, Rule] = {
+    mlx_cache.KVCache: OFFSET,
+    mlx_cache.QuantizedKVCache: OFFSET,
+    mlx_cache.ChunkedKVCache: OFFSET,
+    mlx_cache.ConcatenateKVCache: ROWS,
+    mlx_cache.RotatingKVCache: RING,
+    mlx_cache.ArraysCache: STATE,
+}
+
+
+def rule_of(leaf: Any) -> Rule:
+    """The rule of a cache leaf, by its exact class."""
+    return RULES.get(type(leaf), UNKNOWN)
+
+
+def rolls_back_by(leaf: Any) -> str:
+    """How a leaf of this class goes back, in two words, when its target allows it.
+
+    A target whose mixers cannot be replayed alone is replayed whole: `TargetView.rolls_back_by`
+    knows.
+    """
+    return rule_of(leaf).name

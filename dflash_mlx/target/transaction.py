@@ -1,0 +1,72 @@
+"""Verify several tokens, then keep only the first of them in every layer's cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from dflash_mlx.target.caches import Rule, leaves, rule_of
+from dflash_mlx.target.replay import MixerReplay
+
+if TYPE_CHECKING:
+    from dflash_mlx.target.view import TargetView
+
+
+class Transaction:
+    """One verify on a cache: `forward` once, then `commit` once.
+
+    The first verify token is always kept. There is no way back to none of them: a full rotating
+    window has already lost its oldest rows. If `forward` raises, the cache is in an unknown state.
+    """
+
+    def __init__(self, view: TargetView, cache: list[Any]):
+        self._view, self._cache = view, cache
+        self._marks: list[tuple[Rule, Any, Any]] = []
+        self._tokens: mx.array | None = None
+        self._replay: MixerReplay | None = None
+
+    def forward(
+        self, tokens: mx.array, taps: tuple[int, ...] = ()
+    ) -> tuple[mx.array, mx.array | None]:
+        """The verify forward.
+
+        tokens: [1, m]. Returns (logits [1, m, V], features [1, m, len(taps) * H] or None).
+        Raises UnsupportedTarget for a cache that cannot be taken back exactly.
+        """
+        self._tokens = tokens
+        if tokens.shape[1] == 1:  # kept whole by any commit
+            return self._view.forward(tokens, self._cache, taps)
+        found = [(rule_of(leaf), leaf) for leaf in leaves(self._cache)]
+        whole = self._view.replays_whole(rule for rule, _ in found)
+        if not whole and any(rule.replays for rule, _ in found):
+            self._replay = self._view.mixer_replay()
+        self._marks = [(rule, leaf, rule.mark(leaf, whole)) for rule, leaf in found]
+        self._whole = whole
+        handlers = self._replay.handlers() if self._replay else []
+        return self._view.run(tokens, self._cache, taps, handlers)
+
+    def commit(self, kept: int) -> None:
+        """Leave exactly the first `kept` of the verified tokens in the cache, 1 <= kept <= m.
+
+        Keeping all of them costs nothing. Array work is only queued, never waited for.
+        """
+        if self._tokens is None:
+            raise RuntimeError("commit needs exactly one forward before it")
+        tokens, rows = self._tokens, self._tokens.shape[1]
+        if not 1 <= kept <= rows:
+            raise ValueError(f"cannot keep {kept} of {rows} verified tokens")
+        if kept < rows:
+            if self._whole:
+                for rule, leaf, mark in self._marks:
+                    rule.reset(leaf, mark)
+                self._view.model(tokens[:, :kept], cache=self._cache)
+            else:
+                for rule, leaf, mark in self._marks:
+                    if rule.replays:
+                        rule.reset(leaf, mark)
+                    else:
+                        rule.commit(leaf, mark, rows, kept)
+                if self._replay is not None:
+                    self._replay.run(rows, kept)
+        self._marks, self._tokens, self._replay = [], None, None

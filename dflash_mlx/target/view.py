@@ -1,0 +1,134 @@
+"""A target as DFlash sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from dflash_mlx.errors import PairError
+from dflash_mlx.target.anatomy import examine
+from dflash_mlx.target.caches import UNKNOWN, Rule, leaves, rule_of
+from dflash_mlx.target.replay import MixerReplay, row_wise_children
+from dflash_mlx.target.taps import TapPlan, TapRecorder
+from dflash_mlx.target.transaction import Transaction
+from dflash_mlx.target.watch import Handler, Watch
+
+
+class TargetView:
+    """What DFlash needs of an mlx-lm model: embedding, head, taps, and a cache it can take back.
+
+    The model stays the user's own object. It is watched only while a forward of this view runs,
+    and nothing of it is changed for good.
+
+    Taps count layer calls from 0 in the order of a forward, and give the layer's output. In a
+    looped model a layer is called once per loop, and each call is a tap of its own. A family
+    with parallel residual streams (gemma3n, deepseek_v41) gives their mean: no published draft
+    says what it wants of them, so this definition is ours, and `streams` is above 1 there.
+    """
+
+    def __init__(self, model: nn.Module):
+        """Raises UnsupportedTarget when a part that DFlash needs is not there."""
+        self.model = model
+        found = examine(model)
+        self.depth: int = len(found.layer_calls)
+        self.hidden_size: int = found.hidden_size
+        self.vocab_size: int = found.vocab_size
+        self.embed_scale: float = found.embed_scale
+        self.streams: int = found.streams
+        self._embedding, self._head = found.embedding, found.head
+        self._layer_calls, self._stream_axis = found.layer_calls, found.stream_axis
+        self._mixers = found.mixers
+        self._mixer_children = [c for m in found.mixers or [] for c in row_wise_children(m)]
+        self._tap_plans: dict[tuple[int, ...], TapPlan] = {}
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """The token embedding times the family's constant factor, as a draft wants it.
+
+        tokens: [B, L]. Returns [B, L, H]. Where the family does more than multiply (a norm, as
+        in muse_glimmer), the raw embedding.
+        """
+        raw = self._embedding(tokens)
+        return raw if self.embed_scale == 1.0 else raw * self.embed_scale
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """The output head or tied embedding alone: no norm, no cap, no multiplier.
+
+        hidden: [B, L, H]. Returns [B, L, V].
+        """
+        return self._head(hidden)
+
+    def make_cache(self) -> list[Any]:
+        """A fresh prompt cache, mlx_lm's own."""
+        return make_prompt_cache(self.model)
+
+    def check_taps(self, taps: Sequence[int]) -> None:
+        """Raise PairError if a tap is not a layer of this target."""
+        for tap in taps:
+            if not 0 <= tap < self.depth:
+                raise PairError(
+                    f"the draft taps layer {tap}, but this target has layers 0 to "
+                    f"{self.depth - 1}; use the target that the draft was trained for"
+                )
+
+    def forward(
+        self, tokens: mx.array, cache: list[Any], taps: Sequence[int] = ()
+    ) -> tuple[mx.array, mx.array | None]:
+        """The target's forward, with the outputs of some layers.
+
+        tokens: [B, L]. Returns (logits [B, L, V], features [B, L, len(taps) * H], concatenated in
+        the order of taps, or None without taps). Nothing is evaluated.
+        """
+        return self.run(tokens, cache, taps, [])
+
+    def begin(self, cache: list[Any]) -> Transaction:
+        """Open a transaction on the cache, for one verify."""
+        return Transaction(self, cache)
+
+    def check_cache(self, cache: list[Any]) -> None:
+        """Raise UnsupportedTarget for a cache that no transaction can take back exactly."""
+        for leaf in leaves(cache):
+            rule_of(leaf).mark(leaf, False)
+
+    def rolls_back_by(self, cache: list[Any]) -> list[str]:
+        """How each leaf of this cache goes back after a rejection, in the order of its leaves."""
+        rules = [rule_of(leaf) for leaf in leaves(cache)]
+        if self.replays_whole(rules):
+            return [UNKNOWN.name] * len(rules)
+        return [rule.name for rule in rules]
+
+    def replays_whole(self, rules: Iterable[Rule]) -> bool:
+        """Whether a rejection makes the target run again over the kept tokens."""
+        return any(rule is UNKNOWN or (rule.replays and self._mixers is None) for rule in rules)
+
+    def mixer_replay(self) -> MixerReplay:
+        """A recorder for the recurrent mixers of one verify."""
+        return MixerReplay(self._mixers or [], self._mixer_children)
+
+    def run(
+        self,
+        tokens: mx.array,
+        cache: list[Any],
+        taps: Sequence[int],
+        handlers: list[tuple[nn.Module, Handler]],
+    ) -> tuple[mx.array, mx.array | None]:
+        """`forward` with further modules watched."""
+        if not taps:
+            if not handlers:
+                return self.model(tokens, cache=cache), None
+            with Watch(handlers):
+                return self.model(tokens, cache=cache), None
+        recorder = TapRecorder(self._plan(tuple(taps)))
+        with Watch(recorder.watching(handlers)):
+            logits = self.model(tokens, cache=cache)
+        return logits, recorder.features(self._stream_axis)
+
+    def _plan(self, taps: tuple[int, ...]) -> TapPlan:
+        plan = self._tap_plans.get(taps)
+        if plan is None:
+            self.check_taps(taps)
+            plan = self._tap_plans[taps] = TapPlan(taps, self._layer_calls)
+        return plan
