@@ -1,0 +1,85 @@
+"""The draft's memory: projected keys and values of committed positions."""
+
+import mlx.core as mx
+
+
+class LayerGroup:
+    """Buffers of the layers that share a window and a projection.
+
+    `keys` and `values` are [layers, Hkv, capacity, D]; the latest `length` positions lie in
+    buffer rows 0 .. length. A group without a window keeps every position; one with a window W
+    keeps at least the last W - 1, in a buffer that does not grow.
+    """
+
+    step = 256
+
+    def __init__(self, layers: int, heads: int, dim: int, dtype: mx.Dtype, window: int | None):
+        self.window = window
+        self.length = 0
+        rows = self.step if window is None else window - 1 + self.step
+        self.keys = mx.zeros((layers, heads, rows, dim), dtype)
+        self.values = mx.zeros((layers, heads, rows, dim), dtype)
+
+    def append(self, keys: mx.array, values: mx.array) -> None:
+        """Add rows [layers, Hkv, n, D] in place; n < window where there is one."""
+        rows = keys.shape[2]
+        if rows == 0:
+            return
+        if self.length + rows > self.keys.shape[2]:
+            self._make_room(rows)
+        end = self.length + rows
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+
+    def _make_room(self, rows: int) -> None:
+        if self.window is None:
+            # A quarter more each time keeps the copies' sum linear in the context.
+            kept, capacity = self.length, self.length + rows + max(self.step, self.length // 4)
+        else:
+            kept = min(self.length, self.window - 1)
+            capacity = max(self.keys.shape[2], kept + rows)
+        self.keys = self._moved(self.keys, kept, capacity)
+        self.values = self._moved(self.values, kept, capacity)
+        self.length = kept
+
+    def _moved(self, old: mx.array, kept: int, capacity: int) -> mx.array:
+        layers, heads, _, dim = old.shape
+        new = mx.zeros((layers, heads, capacity, dim), old.dtype)
+        new[:, :, :kept] = old[:, :, self.length - kept : self.length]
+        return new
+
+
+class Context:
+    """What a draft remembers of a sequence: one LayerGroup for each kind of layer.
+
+    `offset` is the absolute position that follows the last row. Rows of a group are always the
+    latest positions before `offset`; a context may begin late (after a cache that was filled
+    without a draft) and then simply holds less.
+    """
+
+    def __init__(self, groups: list[LayerGroup]):
+        self.groups = groups
+        self.offset = 0
+
+    def rewind(self, offset: int) -> None:
+        """Forget positions from `offset` on; a windowed group then holds what it still has."""
+        for group in self.groups:
+            group.length = max(0, group.length - (self.offset - offset))
+        self.offset = offset
+
+    def restart(self, offset: int) -> None:
+        """Forget everything; the next rows stand at `offset`."""
+        for group in self.groups:
+            group.length = 0
+        self.offset = offset
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The buffers, for evaluation."""
+        return [array for group in self.groups for array in (group.keys, group.values)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all buffers."""
+        return sum(array.nbytes for array in self.arrays)

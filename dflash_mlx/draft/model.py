@@ -1,0 +1,176 @@
+"""The DFlash 1 draft: a block of proposals in one forward (arXiv:2602.06036)."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.rope_utils import initialize_rope
+
+from dflash_mlx.draft.attention import Attention
+from dflash_mlx.draft.config import DraftConfig
+from dflash_mlx.draft.context import Context, LayerGroup
+from dflash_mlx.draft.projection import ContextProjection, signature
+from dflash_mlx.draft.proposals import Proposals
+from dflash_mlx.errors import CheckpointError
+
+
+class MLP(nn.Module):
+    """The gated feed-forward of a Qwen3 layer."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, hidden, bias=False)
+        self.up_proj = nn.Linear(dim, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """Attention over context and block, then the MLP."""
+
+    def __init__(self, config: DraftConfig, index: int):
+        super().__init__()
+        self.self_attn = Attention(config, index)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(
+        self, x: mx.array, group: LayerGroup, index: int, rope: nn.Module, offset: int
+    ) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), group, index, rope, offset)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DFlashDraft(nn.Module):
+    """A draft in the published parameter tree.
+
+    It has no embedding and no head: `propose` borrows the target's, as functions.
+    """
+
+    def __init__(self, config: DraftConfig):
+        super().__init__()
+        self.config = config
+        taps, dim = len(config.target_layer_ids), config.hidden_size
+        self.fc = nn.Linear(taps * dim, dim, bias=False)
+        self.hidden_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
+        self.layers = [Layer(config, i) for i in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
+        try:
+            self._rope = initialize_rope(
+                config.head_dim,
+                config.rope_theta,
+                False,
+                config.rope_scaling,
+                config.max_position_embeddings,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"The draft's rope_scaling {config.rope_scaling} cannot be used: {error}."
+            ) from error
+        self._projections: list[ContextProjection] = []
+        self._places: list[tuple[int, int]] = []
+
+    @property
+    def block_size(self) -> int:
+        """Rows of a block: the anchor and block_size - 1 proposals."""
+        return self.config.block_size
+
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]:
+        """The target layers whose outputs are tapped, 0-based."""
+        return self.config.target_layer_ids
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype of the draft's activations."""
+        return self.hidden_norm.weight.dtype
+
+    @property
+    def reach(self) -> int | None:
+        """Context positions that a block can still see; None when it sees all of them."""
+        windows = [self.config.window(i) for i in range(self.config.num_hidden_layers)]
+        return None if None in windows else max(w - 1 for w in windows if w is not None)
+
+    def make_context(self) -> Context:
+        """An empty memory for one sequence."""
+        if not self._projections or any(p.stale for p in self._projections):
+            self._group_layers()
+        return Context([p.make_group(self.dtype) for p in self._projections])
+
+    def _group_layers(self) -> None:
+        """Layers of equal window and quantization share a projection and a buffer."""
+        kinds: dict[tuple, list[int]] = {}
+        for i, layer in enumerate(self.layers):
+            a = layer.self_attn
+            kind = (a.window, signature(a.k_proj), signature(a.v_proj))
+            kinds.setdefault(kind, []).append(i)
+        self._places = [(0, 0)] * len(self.layers)
+        for group, members in enumerate(kinds.values()):
+            for index, i in enumerate(members):
+                self._places[i] = (group, index)
+        self._projections = [
+            ContextProjection([self.layers[i].self_attn for i in members])
+            for members in kinds.values()
+        ]
+
+    def extend(self, context: Context, features: mx.array) -> None:
+        """Add the positions that follow `context.offset`.
+
+        Args:
+            context: of this draft's `make_context`; changed in place.
+            features: [1, n, taps * H], the tapped outputs of the target, in the taps' order.
+        """
+        n = features.shape[1]
+        rows = n if self.reach is None else min(n, self.reach)
+        c = self.hidden_norm(self.fc(features[0, n - rows :].astype(self.dtype)))
+        for group, project in zip(context.groups, self._projections, strict=True):
+            kept = rows if group.window is None else min(rows, group.window - 1)
+            if kept:
+                group.append(*project(c[rows - kept :], self._rope, context.offset + n - kept))
+        context.offset += n
+
+    def __call__(self, embeddings: mx.array, context: Context) -> mx.array:
+        """The block's hidden states after the final norm.
+
+        Args:
+            embeddings: [1, L, H] of the anchor and the masks, at positions context.offset …
+            context: all committed positions.
+
+        Returns:
+            [1, L, H], row i proposing the token at position context.offset + i.
+        """
+        x = embeddings.astype(self.dtype)
+        for layer, (group, index) in zip(self.layers, self._places, strict=True):
+            x = layer(x, context.groups[group], index, self._rope, context.offset)
+        return self.norm(x)
+
+    def propose(
+        self,
+        anchor: mx.array,
+        context: Context,
+        count: int,
+        embed: Callable[[mx.array], mx.array],
+        head: Callable[[mx.array], mx.array],
+        choose: Callable[[mx.array], Proposals],
+    ) -> Proposals:
+        """One forward: proposals for the `count` positions after the anchor.
+
+        Args:
+            anchor: [1], the last sampled token; its own features do not exist yet.
+            context: all positions before the anchor.
+            count: 1 … block_size - 1.
+            embed: the target's embedding, [1, L] -> [1, L, H].
+            head: the target's head, [1, m, H] -> [1, m, V].
+            choose: picks tokens from logits [m, V].
+        """
+        masks = mx.full((self.block_size - 1,), self.config.mask_token_id, anchor.dtype)
+        embeddings = embed(mx.concatenate([anchor, masks])[None])
+        hidden = self(embeddings, context)[:, 1 : count + 1]
+        logits = head(hidden.astype(embeddings.dtype))[0]
+        cap = self.config.final_logit_softcapping
+        if cap is not None:
+            logits = mx.tanh(logits / cap) * cap
+        return choose(logits)
