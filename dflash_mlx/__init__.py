@@ -9,3 +9,26 @@ if (_clone / "pyproject.toml").is_file() and (_clone / "cli" / "__init__.py").is
     __path__.append(str(_clone))
 
 __version__ = "0.1.0"
+
+from dflash_mlx.api import (  # noqa: E402
+    GenerationResponse,
+    generate,
+    load,
+    make_prompt_cache,
+    stream_generate,
+)
+from dflash_mlx.checkpoint import load_draft  # noqa: E402
+from dflash_mlx.decode import make_sampler  # noqa: E402
+from dflash_mlx.pairs import SpeculativeModel  # noqa: E402
+
+__all__ = [
+    "GenerationResponse",
+    "SpeculativeModel",
+    "__version__",
+    "generate",
+    "load",
+    "load_draft",
+    "make_prompt_cache",
+    "make_sampler",
+    "stream_generate",
+]

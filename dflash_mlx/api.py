@@ -1,0 +1,286 @@
+"""mlx_lm's call shape on top of the decode loop: prompts in, text and responses out."""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, generation_stream, wired_limit
+from mlx_lm.sample_utils import greedy_sampler
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from dflash_mlx.checkpoint import load_draft, load_target
+from dflash_mlx.decode import (
+    BorrowedCache,
+    Decoder,
+    FixedLength,
+    LogitsProcessor,
+    Options,
+    PromptCache,
+    Sampler,
+)
+from dflash_mlx.errors import DFlashError
+from dflash_mlx.pairs import SpeculativeModel
+
+
+@dataclass
+class GenerationResponse:
+    """One emitted token: mlx_lm's fields, and what speculation did so far.
+
+    Attributes:
+        text: the next segment of text; it can be empty.
+        token: the token id.
+        logprobs: [V] log-probabilities that it was chosen from, before the sampler.
+        from_draft: whether it was an accepted proposal.
+        prompt_tokens, prompt_tps: tokens of the prompt, and how many a second were run.
+        generation_tokens, generation_tps: tokens emitted, and how many a second.
+        peak_memory: in GB.
+        finish_reason: "stop", "length" or None while it goes on.
+        target_forwards: forwards of the target after the prefill.
+        proposed, accepted: proposals verified, and how many of them were emitted.
+        acceptance_length: mean tokens emitted per target forward, bonus token included.
+    """
+
+    text: str
+    token: int
+    logprobs: mx.array
+    from_draft: bool
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    finish_reason: str | None = None
+    target_forwards: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    acceptance_length: float = 0.0
+
+
+def load(
+    path_or_hf_repo: str | Path,
+    draft: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    draft_revision: str | None = None,
+    tokenizer_config: dict[str, Any] | None = None,
+    model_config: dict[str, Any] | None = None,
+    adapter_path: str | None = None,
+    lazy: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[SpeculativeModel, TokenizerWrapper]:
+    """Load a target, its tokenizer and its draft.
+
+    Args:
+        path_or_hf_repo: the target, a directory or a hub id.
+        draft: the draft, a directory or a hub id; None finds the published one.
+        revision, draft_revision: branch, tag or commit of either hub repository.
+        tokenizer_config, model_config, adapter_path, lazy, trust_remote_code: as in mlx_lm's load.
+
+    Raises:
+        CheckpointError: either cannot be found or read, or no draft is known for the target.
+        PairError: the two do not belong together.
+        UnsupportedTarget: the target's family cannot work.
+    """
+    from dflash_mlx.published import find_draft
+
+    if draft is None:
+        draft = find_draft(path_or_hf_repo)
+    target, tokenizer = load_target(
+        path_or_hf_repo,
+        revision=revision,
+        tokenizer_config=tokenizer_config,
+        model_config=model_config,
+        adapter_path=adapter_path,
+        lazy=lazy,
+        trust_remote_code=trust_remote_code,
+    )
+    return SpeculativeModel(
+        target, load_draft(draft, revision=draft_revision, lazy=lazy)
+    ), tokenizer
+
+
+def make_prompt_cache(model: SpeculativeModel) -> PromptCache:
+    """An empty cache to carry a conversation from call to call."""
+    return model.make_cache()
+
+
+def stream_generate(
+    model: SpeculativeModel,
+    tokenizer: Any,
+    prompt: str | mx.array | Sequence[int],
+    max_tokens: int = 256,
+    *,
+    verify_length: int | None = None,
+    sampler: Sampler | None = None,
+    logits_processors: Sequence[LogitsProcessor] | None = None,
+    prompt_cache: PromptCache | list[Any] | None = None,
+    prefill_step_size: int = 2048,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START,
+    prompt_progress_callback: Callable[[int, int], None] | None = None,
+    sample_proposals: bool = False,
+) -> Generator[GenerationResponse, None, None]:
+    """Generate text, one response per token; the arguments mean what they mean in mlx_lm.
+
+    Args:
+        model: a target and its draft.
+        tokenizer: the target's tokenizer.
+        prompt: text, token ids [n] or a list of them; with a prompt cache, its continuation.
+        max_tokens: the most tokens to emit; -1 for no limit.
+        verify_length: proposals verified per cycle, from 0 (plain decoding) to block_size - 1;
+            None for the draft's whole block.
+        sampler: log-probabilities [1, V] -> token [1]; None is greedy. One from our `make_sampler`
+            accepts more proposals than another, both exactly.
+        logits_processors: each (tokens [n], logits [1, V]) -> logits [1, V].
+        prompt_cache: from `make_prompt_cache`; it afterwards stands for the prompt and all emitted
+            tokens. A plain mlx_lm list is updated in place, its draft context begins empty.
+        prefill_step_size: prompt tokens per forward.
+        kv_bits, kv_group_size, quantized_kv_start: quantization of the target's cache.
+        prompt_progress_callback: called with prompt tokens done and their total.
+        sample_proposals: above temperature 0 and with our samplers, draw the proposals from the
+            draft's distribution rather than take its likeliest tokens; exact either way.
+
+    Raises:
+        DFlashError: an argument that cannot be meant.
+    """
+    if not isinstance(tokenizer, TokenizerWrapper):
+        tokenizer = TokenizerWrapper(tokenizer)
+    prompt = encode(tokenizer, prompt)
+    length = _verify_length(verify_length, model)
+    if max_tokens == 0 or max_tokens < -1:
+        raise DFlashError(f"max_tokens is {max_tokens}; give at least 1, or -1 for no limit.")
+    if prefill_step_size < 1:
+        raise DFlashError(f"prefill_step_size is {prefill_step_size}; give at least 1.")
+    if prompt_cache is None:
+        cache = model.make_cache()
+    elif isinstance(prompt_cache, PromptCache):
+        cache = prompt_cache
+    else:
+        cache = BorrowedCache(prompt_cache, model.draft.make_context())
+    refill = cache.refresh(model.target)
+    options = Options(
+        max_tokens=max_tokens,
+        stop_tokens=frozenset(tokenizer.eos_token_ids),
+        sampler=sampler or greedy_sampler,
+        logits_processors=tuple(logits_processors or ()),
+        prefill_step_size=prefill_step_size,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        quantized_kv_start=quantized_kv_start,
+        prompt_progress_callback=prompt_progress_callback or (lambda done, total: None),
+        sample_proposals=sample_proposals,
+    )
+    decoder = Decoder(
+        model.view,
+        model.draft,
+        cache,
+        length,
+        options,
+        drafting=verify_length != 0,
+        keep_cache=prompt_cache is not None,
+    )
+    with wired_limit(model.target, [generation_stream]):
+        yield from _responses(decoder, tokenizer, prompt, refill)
+
+
+def _responses(
+    decoder: Decoder, tokenizer: TokenizerWrapper, prompt: list[int], refill: list[int]
+) -> Generator[GenerationResponse, None, None]:
+    detokenizer = tokenizer.detokenizer
+    counts = decoder.statistics
+    prompt_tps, tic = 0.0, time.perf_counter()
+    for token in decoder.run(prompt, refill):
+        if counts.emitted == 1:
+            prompt_tps = (len(refill) + len(prompt)) / (time.perf_counter() - tic)
+            tic = time.perf_counter()
+        stopped = token.id in decoder.options.stop_tokens
+        if not stopped:
+            detokenizer.add_token(token.id)
+        if decoder.finished:
+            detokenizer.finalize()
+        yield GenerationResponse(
+            text=detokenizer.last_segment,
+            token=token.id,
+            logprobs=token.logprobs,
+            from_draft=token.from_draft,
+            prompt_tokens=len(prompt),
+            prompt_tps=prompt_tps,
+            generation_tokens=counts.emitted,
+            generation_tps=counts.emitted / (time.perf_counter() - tic),
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=("stop" if stopped else "length") if decoder.finished else None,
+            target_forwards=counts.target_forwards,
+            proposed=counts.proposed,
+            accepted=counts.accepted,
+            acceptance_length=counts.acceptance_length,
+        )
+
+
+def generate(
+    model: SpeculativeModel,
+    tokenizer: Any,
+    prompt: str | mx.array | Sequence[int],
+    verbose: bool = False,
+    **options: Any,
+) -> str:
+    """Generate a complete text; `options` are those of `stream_generate`.
+
+    With `verbose` the text is printed as it comes, and then what mlx_lm prints, and the acceptance
+    length.
+    """
+    text, response = "", None
+    if verbose:
+        print("=" * 10)
+    for response in stream_generate(model, tokenizer, prompt, **options):
+        text += response.text
+        if verbose:
+            print(response.text, end="", flush=True)
+    if verbose:
+        print()
+        print("=" * 10)
+        if not text:
+            print("No text generated for this prompt")
+        elif response is not None:
+            print(
+                f"Prompt: {response.prompt_tokens} tokens, {response.prompt_tps:.3f} tokens-per-sec"
+            )
+            print(
+                f"Generation: {response.generation_tokens} tokens, "
+                f"{response.generation_tps:.3f} tokens-per-sec"
+            )
+            print(f"Acceptance length: {response.acceptance_length:.2f} tokens per target forward")
+            print(f"Peak memory: {response.peak_memory:.3f} GB")
+    return text
+
+
+def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) -> list[int]:
+    """A prompt as token ids, special tokens added to text as mlx_lm does.
+
+    Raises:
+        DFlashError: it is empty.
+    """
+    if isinstance(prompt, str):
+        bos = tokenizer.bos_token
+        special = bos is None or not prompt.startswith(bos)
+        ids = tokenizer.encode(prompt, add_special_tokens=special)
+    else:
+        ids = prompt.tolist() if isinstance(prompt, mx.array) else list(prompt)
+    if not ids:
+        raise DFlashError("The prompt is empty; give at least one token.")
+    return ids
+
+
+def _verify_length(verify_length: int | None, model: SpeculativeModel) -> FixedLength:
+    most = model.draft.block_size - 1
+    if verify_length is None:
+        return FixedLength(most)
+    if not 0 <= verify_length <= most:
+        raise DFlashError(
+            f"verify_length is {verify_length}; this draft proposes {most} tokens, so give "
+            f"0 (plain decoding) to {most}."
+        )
+    return FixedLength(verify_length)

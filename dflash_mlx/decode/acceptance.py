@@ -1,0 +1,191 @@
+"""Which proposals the target agrees with, and the token that follows them.
+
+Each rule is exact: greedy gives the target's argmax chain, the others leave the target's own
+sampling distribution unchanged, whatever the draft proposes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+from mlx_lm.sample_utils import greedy_sampler
+
+from dflash_mlx.decode.sampling import Sampler, VisibleSampler
+from dflash_mlx.draft import Proposals
+
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+
+
+@dataclass
+class Verdict:
+    """What one verify decided.
+
+    Attributes:
+        tokens: the accepted proposals and the bonus token, n + 1 ids.
+        logprobs: [>= n + 1, V]; row i is what token i was chosen from, before the sampler.
+    """
+
+    tokens: list[int]
+    logprobs: mx.array
+
+    @property
+    def accepted(self) -> int:
+        """How many proposals were accepted."""
+        return len(self.tokens) - 1
+
+
+class AcceptanceRule(Protocol):
+    """Judges proposals [m] by the target's logits [m + 1, V]."""
+
+    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array) -> Verdict:
+        """Synchronises with the device.
+
+        Args:
+            logits: [m + 1, V]; row i follows the anchor (i = 0) or proposal i - 1.
+            proposals: m of them.
+            tokens: [n], everything plain decoding would show a logits processor at row 0:
+                the prompt and what was emitted, the anchor last.
+        """
+        ...
+
+
+def log_probabilities(logits: mx.array) -> mx.array:
+    """Logits [n, V] -> log-probabilities, in the logits' dtype as mlx_lm computes them."""
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def leading(agree: mx.array) -> mx.array:
+    """How many entries of a boolean [m] are true before the first false one: [1] int32."""
+    return mx.cumprod(agree.astype(mx.int32)).sum(keepdims=True)
+
+
+class GreedyAcceptance:
+    """A proposal is accepted when it is the target's own argmax."""
+
+    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array) -> Verdict:
+        logprobs = log_probabilities(logits)
+        choices = mx.argmax(logprobs, axis=-1).astype(mx.int32)
+        n = leading(proposals.tokens == choices[:-1])
+        count, *chosen = mx.concatenate([n, choices]).tolist()
+        return Verdict(chosen[: count + 1], logprobs)
+
+
+class SpeculativeSampling:
+    """Leviathan et al. 2023: accept d ~ q with probability min(1, p(d) / q(d))."""
+
+    def __init__(self, sampler: VisibleSampler):
+        self.sampler = sampler
+
+    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array) -> Verdict:
+        logprobs = log_probabilities(logits)
+        p = self.sampler.probabilities(logprobs)
+        n, following = accept_or_resample(p, proposals)
+        count, last, *proposed = mx.concatenate(
+            [n, following, proposals.tokens.astype(mx.int32)]
+        ).tolist()
+        return Verdict([*proposed[:count], last], logprobs)
+
+
+def accept_or_resample(p: mx.array, proposals: Proposals) -> tuple[mx.array, mx.array]:
+    """Speculative sampling over one block.
+
+    Args:
+        p: [m + 1, V] the target's distributions, float32.
+        proposals: m tokens d_i drawn from q_i.
+
+    Returns:
+        n [1], how many proposals are accepted, and the token that follows them [1]: drawn from
+        normalised (p_n - q_n)+ after a rejection, from p_m after none. Both int32.
+    """
+    d = proposals.tokens[:, None]
+    m = d.shape[0]
+    p_d = mx.take_along_axis(p[:m], d, axis=-1)[:, 0]
+    q_d = _q_of(d, proposals)
+    n = leading(mx.random.uniform(shape=(m,)) * q_d < p_d)
+    row = mx.take(p, n, axis=0)
+    rejected = mx.minimum(n, m - 1)
+    residual = mx.maximum(row - _q_row(rejected, proposals, p.shape[-1]), 0.0)
+    # Rounding can leave nothing of p - q where the two are equal; p itself is right there.
+    use_residual = (n < m) & (residual.sum() > 0)
+    following = mx.random.categorical(mx.log(mx.where(use_residual, residual, row)))
+    return n, following.astype(mx.int32)
+
+
+def _q_of(d: mx.array, proposals: Proposals) -> mx.array:
+    """q_i(d_i) for tokens d [m, 1]: [m]."""
+    if proposals.q is None:
+        return mx.ones(d.shape[0])
+    if proposals.support is None:
+        return mx.take_along_axis(proposals.q, d, axis=-1)[:, 0]
+    return mx.where(proposals.support == d, proposals.q, 0.0).sum(axis=-1)
+
+
+def _q_row(i: mx.array, proposals: Proposals, vocab: int) -> mx.array:
+    """q_i as a dense row, for i [1]: [1, V]."""
+    if proposals.q is not None and proposals.support is None:
+        return mx.take(proposals.q, i, axis=0)
+    if proposals.q is None:
+        support, q = mx.take(proposals.tokens, i)[:, None], mx.ones((1, 1))
+    else:
+        support, q = mx.take(proposals.support, i, axis=0), mx.take(proposals.q, i, axis=0)
+    return mx.put_along_axis(mx.zeros((1, vocab)), support, q, axis=-1)
+
+
+class RowByRow:
+    """For logits processors and opaque samplers, which may keep state or draw once per call.
+
+    Both are called as plain decoding calls them: one row [1, V] at a time, in order, with plain
+    decoding's token history, and never for a row after the first rejection. A visible sampler
+    still accepts by the ratio p / q, any other by equality with the token that it draws.
+    """
+
+    def __init__(self, sampler: Sampler, processors: Sequence[LogitsProcessor]):
+        self.sampler = sampler
+        self.processors = processors
+
+    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array) -> Verdict:
+        history = mx.concatenate([tokens, proposals.tokens.astype(tokens.dtype)])
+        m = proposals.tokens.shape[0]
+        rows, chosen = [], []
+        for i in range(m + 1):
+            row = logits[i : i + 1]
+            for process in self.processors:
+                row = process(history[: tokens.shape[0] + i], row)
+            rows.append(log_probabilities(row))
+            if i < m and isinstance(self.sampler, VisibleSampler):
+                accepted, token = self._test(rows[-1], proposals, i)
+            else:
+                token = int(self.sampler(rows[-1]).item())
+                accepted = i < m and token == int(proposals.tokens[i].item())
+            chosen.append(token)
+            if not accepted:
+                break
+        return Verdict(chosen, mx.concatenate(rows))
+
+    def _test(self, row: mx.array, proposals: Proposals, i: int) -> tuple[bool, int]:
+        one = Proposals(
+            proposals.tokens[i : i + 1],
+            None if proposals.q is None else proposals.q[i : i + 1],
+            None if proposals.support is None else proposals.support[i : i + 1],
+        )
+        p = self.sampler.probabilities(row)
+        n, following = accept_or_resample(mx.concatenate([p, p]), one)
+        accepted, token, proposed = mx.concatenate(
+            [n, following, one.tokens.astype(mx.int32)]
+        ).tolist()
+        return bool(accepted), proposed if accepted else token
+
+
+def acceptance_rule(
+    sampler: Sampler | None, processors: Sequence[LogitsProcessor] | None
+) -> AcceptanceRule:
+    """The rule that is exact for a sampler and makes the most of what is known of it."""
+    sampler = sampler or greedy_sampler
+    if processors:
+        return RowByRow(sampler, processors)
+    if sampler is greedy_sampler:
+        return GreedyAcceptance()
+    if isinstance(sampler, VisibleSampler):
+        return SpeculativeSampling(sampler)
+    return RowByRow(sampler, ())

@@ -1,0 +1,47 @@
+"""Tokens on their way from a forward to the caller."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass
+class Token:
+    """One emitted token; `logprobs` [V] is what it was chosen from, before the sampler."""
+
+    id: int
+    logprobs: mx.array
+    from_draft: bool
+
+
+@dataclass
+class Emission:
+    """What one forward of the target yields, held while the device is given its next work.
+
+    Attributes:
+        tokens: [1] and unread after a plain forward; a list of ids after a verify.
+        logprobs: [>= len(tokens), V].
+        accepted: how many of the tokens were proposals; they come first.
+        proposed: how many proposals were verified.
+        forwards: what the forward counts for; 0 for the prefill's.
+    """
+
+    tokens: mx.array | list[int]
+    logprobs: mx.array
+    accepted: int = 0
+    proposed: int = 0
+    forwards: int = 1
+
+    @property
+    def known(self) -> list[int] | None:
+        """The ids, unless reading them would wait for the device."""
+        return self.tokens if isinstance(self.tokens, list) else None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __iter__(self) -> Iterator[Token]:
+        ids = self.known or self.tokens.tolist()
+        for i, token in enumerate(ids):
+            yield Token(token, self.logprobs[i], i < self.accepted)

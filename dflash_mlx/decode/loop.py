@@ -1,0 +1,288 @@
+"""The DFlash decode loop: draft, verify, accept, commit (arXiv:2602.06036, section 3)."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx_lm.generate import (
+    DEFAULT_QUANTIZED_KV_START,
+    generation_stream,
+    maybe_quantize_kv_cache,
+)
+from mlx_lm.sample_utils import greedy_sampler
+
+from dflash_mlx.decode.acceptance import LogitsProcessor, acceptance_rule, log_probabilities
+from dflash_mlx.decode.cache import PromptCache
+from dflash_mlx.decode.emission import Emission, Token
+from dflash_mlx.decode.feed import ContextFeed
+from dflash_mlx.decode.interrupts import Interrupts
+from dflash_mlx.decode.sampling import (
+    Sampler,
+    VisibleSampler,
+    propose_likeliest,
+    propose_sampled,
+)
+from dflash_mlx.decode.schedule import VerifyLength
+from dflash_mlx.decode.statistics import Statistics
+from dflash_mlx.draft import DFlashDraft, Proposals
+from dflash_mlx.errors import UnsupportedTarget
+from dflash_mlx.target import TargetView, Transaction
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a generation runs; the names and meanings of mlx_lm's `generate_step`.
+
+    `sample_proposals` draws proposals from the draft's own distribution where the sampler's can
+    be seen; otherwise they are the draft's likeliest tokens.
+    """
+
+    max_tokens: int = 256
+    stop_tokens: frozenset[int] = frozenset()
+    sampler: Sampler = greedy_sampler
+    logits_processors: Sequence[LogitsProcessor] = ()
+    prefill_step_size: int = 2048
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START
+    prompt_progress_callback: Callable[[int, int], None] = lambda done, total: None
+    sample_proposals: bool = False
+
+
+class Decoder:
+    """One generation over one sequence: `run` is the algorithm, the other methods its steps.
+
+    `cache.tokens` grows as tokens are emitted. However the generation ends, a cache that is kept
+    then stands for exactly these tokens.
+    """
+
+    def __init__(
+        self,
+        view: TargetView,
+        draft: DFlashDraft,
+        cache: PromptCache,
+        length: VerifyLength,
+        options: Options,
+        *,
+        drafting: bool,
+        keep_cache: bool,
+    ):
+        self.view, self.draft, self.cache = view, draft, cache
+        self.length, self.options, self.keep_cache = length, options, keep_cache
+        self.statistics = Statistics()
+        self.finished = False
+        sampler = options.sampler
+        self._rule = acceptance_rule(sampler, options.logits_processors)
+        sampled = options.sample_proposals and isinstance(sampler, VisibleSampler)
+        self._choose = propose_sampled(sampler) if sampled else propose_likeliest
+        self._taps = draft.target_layer_ids if drafting or keep_cache else ()
+        self._feed = ContextFeed(draft, cache.context)
+        self._interrupts = Interrupts()
+        self._transaction: Transaction | None = None
+        self._verified = 0
+        # Tokens in the target's caches, and where a plain mlx_lm cache began.
+        self._rows = self._history_start = len(cache.tokens)
+        self._shift = cache.context.offset - self._rows
+
+    def run(self, prompt: list[int], refill: Sequence[int] = ()) -> Generator[Token, None, None]:
+        """Emit the continuation of a prompt, one token at a time.
+
+        Args:
+            prompt: ids that follow what the cache stands for; at least one.
+            refill: ids to run before the prompt, for a cache that has to be filled again.
+        """
+        with self._interrupts:
+            try:
+                anchor, waiting = self.prefill(prompt, list(refill))
+                while not self.finished:
+                    # The device gets its next work before the host emits. A forward of the target
+                    # must wait until the rejected rows of the last one are rolled back.
+                    proposals = following = None
+                    count = self.length.choose(self._most_proposals(waiting))
+                    if count:
+                        proposals = self.propose(anchor, count)
+                    elif self._transaction is None and self._continues(waiting):
+                        following = self.plain_forward(anchor)
+                    yield from self.emit(waiting)
+                    self.commit()
+                    self._interrupts.check()
+                    if self.finished:
+                        break
+                    if proposals is not None:
+                        waiting = self.verify(anchor, proposals)
+                        anchor = mx.array(waiting.tokens[-1:])
+                    else:
+                        waiting = self.plain_forward(anchor) if following is None else following
+                        anchor = waiting.tokens
+            finally:
+                self.close()
+
+    def prefill(self, prompt: list[int], refill: list[int]) -> tuple[mx.array, Emission]:
+        """Run the prompt in mlx_lm's chunks; its last token alone gives the first one emitted."""
+        prompt = refill + prompt
+        self._history_start += len(refill)
+        total, done = len(prompt), 0
+        self.options.prompt_progress_callback(done, total)
+        while total - done > 1:
+            chunk = prompt[done : min(done + self.options.prefill_step_size, total - 1)]
+            done += len(chunk)
+            # A draft whose layers all slide sees nothing of what lies far before the end.
+            seen = self._feed.reaches(total - done)
+            with self._cycle():
+                self._forward(mx.array(chunk), self._taps if seen else ())
+                self.cache.tokens += chunk
+                self._feed.flush()
+                mx.eval([c.state for c in self.cache.target], self.cache.context.arrays)
+            self.options.prompt_progress_callback(done, total)
+            self._interrupts.check()
+            mx.clear_cache()
+        self.cache.tokens.append(prompt[-1])
+        first = self.plain_forward(mx.array(prompt[-1:]))
+        first.forwards = 0
+        self.options.prompt_progress_callback(total, total)
+        return first.tokens, first
+
+    def propose(self, anchor: mx.array, count: int) -> Proposals:
+        """Draft: one forward over context and block proposes the tokens after the anchor."""
+        with self._cycle():
+            self._feed.flush()
+            proposals = self.draft.propose(
+                anchor, self.cache.context, count, self.view.embed, self.view.head, self._choose
+            )
+            mx.async_eval(proposals.tokens)
+            return proposals
+
+    def verify(self, anchor: mx.array, proposals: Proposals) -> Emission:
+        """Verify and accept: one forward judges all proposals, and the host reads the verdict."""
+        with self._cycle():
+            self._transaction = self.view.begin(self.cache.target)
+            block = mx.concatenate([anchor, proposals.tokens.astype(anchor.dtype)])
+            logits, features = self._transaction.forward(block[None], self._taps)
+            mx.async_eval(logits, features)
+            verdict = self._rule.judge(logits[0], proposals, self._history(anchor))
+            self._verified = verdict.accepted + 1
+            self._feed.add(features[:, : self._verified], self._verified)
+            return Emission(
+                verdict.tokens, verdict.logprobs, verdict.accepted, proposals.tokens.size
+            )
+
+    def plain_forward(self, anchor: mx.array) -> Emission:
+        """One plain step of the target, queued and not read."""
+        with self._cycle():
+            history = self._history(anchor)
+            logits = self._forward(anchor, self._taps)[:, -1]
+            for process in self.options.logits_processors:
+                logits = process(history, logits)
+            logprobs = log_probabilities(logits)
+            token = self.options.sampler(logprobs)
+            mx.async_eval(token, logprobs)
+            return Emission(token, logprobs)
+
+    def emit(self, waiting: Emission) -> Generator[Token, None, None]:
+        """Hand over what waits, up to a stop token or the last one allowed."""
+        counts = self.statistics
+        counts.target_forwards += waiting.forwards
+        counts.proposed += waiting.proposed
+        with self._cycle():
+            tokens = list(waiting)
+        for token in tokens:
+            counts.emitted += 1
+            counts.accepted += token.from_draft
+            self.cache.tokens.append(token.id)
+            self.finished = (
+                token.id in self.options.stop_tokens or counts.emitted == self.options.max_tokens
+            )
+            if counts.emitted % 256 == 0:
+                mx.clear_cache()
+            with self._interrupts.open():
+                yield token
+            if self.finished:
+                return
+
+    def commit(self) -> None:
+        """Keep the rows of emitted tokens in the target's caches, and no others."""
+        if self._transaction is None:
+            return
+        with self._cycle():
+            kept = min(len(self.cache.tokens) - self._rows, self._verified)
+            self._transaction.commit(kept)
+            self._transaction = None
+            self._rows += kept
+            self._quantize()
+
+    def close(self) -> None:
+        """Leave a kept cache standing for the tokens that were emitted, however it ended."""
+        if not self.cache.valid:
+            return
+        self.commit()
+        if not self.keep_cache:
+            return
+        with self._cycle():
+            behind = self.cache.tokens[self._rows :]
+            if behind:
+                self._forward(mx.array(behind), self._taps)
+            self._feed.rewind(self._shift + self._rows)
+            mx.eval([c.state for c in self.cache.target], self.cache.context.arrays)
+
+    def _forward(self, tokens: mx.array, taps: Sequence[int]) -> mx.array:
+        """A forward whose rows [n] all stay: logits [1, n, V]."""
+        logits, features = self.view.forward(tokens[None], self.cache.target, taps)
+        if features is not None:
+            mx.async_eval(features)
+        self._feed.add(features, tokens.size)
+        self._rows += tokens.size
+        self._quantize()
+        return logits
+
+    def _quantize(self) -> None:
+        o = self.options
+        try:
+            maybe_quantize_kv_cache(
+                self.cache.target, o.quantized_kv_start, o.kv_group_size, o.kv_bits
+            )
+        except NotImplementedError as error:
+            raise UnsupportedTarget(
+                "This target has sliding-window caches, which mlx-lm cannot quantize; leave out "
+                "kv_bits."
+            ) from error
+
+    def _history(self, anchor: mx.array) -> mx.array | None:
+        """What plain decoding shows a logits processor with the anchor's row: [n] ids."""
+        if not self.options.logits_processors:
+            return None
+        known = self.cache.tokens[self._history_start :]
+        unread = len(self.cache.tokens) == self._rows
+        return mx.concatenate([mx.array(known), anchor]) if unread else mx.array(known)
+
+    def _room(self, waiting: Emission) -> float:
+        """Tokens that may follow those that wait."""
+        if set(waiting.known or ()) & self.options.stop_tokens:
+            return 0
+        if self.options.max_tokens < 0:
+            return float("inf")
+        return self.options.max_tokens - self.statistics.emitted - len(waiting)
+
+    def _continues(self, waiting: Emission) -> bool:
+        return self.keep_cache or self._room(waiting) > 0
+
+    def _most_proposals(self, waiting: Emission) -> int:
+        """Proposals that the next cycle may verify."""
+        most = min(self.draft.block_size - 1, self._room(waiting) - 1)
+        o = self.options
+        if o.kv_bits is not None:
+            rows = self._shift + self._rows + (self._verified if self._transaction else 0)
+            # Rows on both sides of the start would see keys of both kinds.
+            if rows < o.quantized_kv_start:
+                most = min(most, o.quantized_kv_start - rows - 1)
+        return int(max(most, 0))
+
+    @contextmanager
+    def _cycle(self) -> Iterator[None]:
+        """Device work: on the generation stream; whatever breaks it leaves the cache invalid."""
+        try:
+            with mx.stream(generation_stream):
+                yield
+        except BaseException:
+            self.cache.invalidate()
+            raise

@@ -1,0 +1,65 @@
+"""A target and its draft: checked when they are paired."""
+
+import mlx.nn as nn
+
+from dflash_mlx.decode.cache import PromptCache
+from dflash_mlx.draft import DFlashDraft
+from dflash_mlx.errors import PairError
+from dflash_mlx.target import TargetView
+
+
+class SpeculativeModel:
+    """A target, the draft that proposes for it, and the view through which it is used.
+
+    Attributes:
+        target: the mlx-lm model, the caller's own object; it stays usable with plain mlx_lm.
+        draft: the draft.
+        view: the target as DFlash sees it.
+    """
+
+    def __init__(self, target: nn.Module, draft: DFlashDraft):
+        """Pair the two.
+
+        Raises:
+            PairError: the draft was not made for this target.
+            UnsupportedTarget: the target's family cannot work.
+        """
+        self.target = target
+        self.draft = draft
+        self.view = TargetView(target)
+        check_pair(self.view, draft)
+
+    def make_cache(self) -> PromptCache:
+        """An empty prompt cache for one sequence."""
+        return PromptCache(self.view.make_cache(), self.draft.make_context())
+
+
+def check_pair(view: TargetView, draft: DFlashDraft) -> None:
+    """Raise PairError, in one sentence, if a draft cannot have been made for a target."""
+    config = draft.config
+    if config.hidden_size != view.hidden_size:
+        raise PairError(
+            f"The draft is {config.hidden_size} wide and the target {view.hidden_size}, so they "
+            "are not a pair; give the draft that was trained for this target."
+        )
+    deepest = max(config.target_layer_ids)
+    if deepest >= view.depth:
+        raise PairError(
+            f"The draft taps layer {deepest} of a target that has layers 0 to {view.depth - 1}; "
+            "give the draft that was trained for this target."
+        )
+    if config.num_target_layers is not None and config.num_target_layers != view.depth:
+        raise PairError(
+            f"The draft was trained for a target of {config.num_target_layers} layers and this one "
+            f"has {view.depth}; give the draft that was trained for this target."
+        )
+    if config.vocab_size != view.vocab_size:
+        raise PairError(
+            f"The draft was trained with a vocabulary of {config.vocab_size} tokens and the target "
+            f"has {view.vocab_size}; give the draft that was trained for this target."
+        )
+    if not 0 <= config.mask_token_id < view.vocab_size:
+        raise PairError(
+            f"The draft's mask token {config.mask_token_id} lies outside the target's embedding of "
+            f"{view.vocab_size} tokens; give the draft that was trained for this target."
+        )
