@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, generation_stream, wired_limit
@@ -183,7 +183,7 @@ def stream_generate(
         drafting=verify_length != 0,
         keep_cache=prompt_cache is not None,
     )
-    with wired_limit(model.target, [generation_stream]):
+    with wired_limit(model.target, [cast(mx.Stream, generation_stream)]):
         yield from _responses(decoder, tokenizer, prompt, refill)
 
 

@@ -3,7 +3,7 @@
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -160,7 +160,7 @@ def read_tensors(directory: Path) -> dict[str, mx.array]:
     tensors: dict[str, mx.array] = {}
     for file in weight_files(directory):
         try:
-            loaded = mx.load(str(file))
+            loaded = cast(dict[str, mx.array], mx.load(str(file)))
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read as safetensors: {error}.") from error
         for name, array in loaded.items():
@@ -195,8 +195,7 @@ def load_draft(
     draft = build_draft(DraftConfig.from_dict(raw), read_tensors(directory))
     if not lazy:
         try:
-            for _, array in tree_flatten(draft.parameters()):
-                mx.eval(array)
+            mx.eval(draft.parameters())
         except RuntimeError as error:
             raise CheckpointError(f"{directory} cannot be read: {error}.") from error
     return draft
@@ -292,7 +291,7 @@ def load_target(
     if trust_remote_code:
         tokenizer_config.setdefault("trust_remote_code", True)
     try:
-        target, tokenizer = load_mlx_lm(
+        target, tokenizer = load_mlx_lm(  # type: ignore[misc]
             str(directory),
             tokenizer_config=tokenizer_config,
             model_config=model_config,

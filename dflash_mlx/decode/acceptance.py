@@ -6,7 +6,7 @@ sampling distribution unchanged, whatever the draft proposes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import mlx.core as mx
 from mlx_lm.sample_utils import greedy_sampler
@@ -38,14 +38,14 @@ class Verdict:
 class AcceptanceRule(Protocol):
     """Judges proposals [m] by the target's logits [m + 1, V]."""
 
-    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array) -> Verdict:
+    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
         """Synchronises with the device.
 
         Args:
             logits: [m + 1, V]; row i follows the anchor (i = 0) or proposal i - 1.
             proposals: m of them.
-            tokens: [n], everything plain decoding would show a logits processor at row 0:
-                the prompt and what was emitted, the anchor last.
+            tokens: [n], what plain decoding would show a logits processor at row 0: the prompt
+                and what was emitted, the anchor last; None without processors.
         """
         ...
 
@@ -53,6 +53,12 @@ class AcceptanceRule(Protocol):
 def log_probabilities(logits: mx.array) -> mx.array:
     """Logits [n, V] -> log-probabilities, in the logits' dtype as mlx_lm computes them."""
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def read(*arrays: mx.array) -> list[int]:
+    """The integers of 1-d arrays, one after the other, in one synchronisation."""
+    joined = arrays[0] if len(arrays) == 1 else mx.concatenate([a.astype(mx.int32) for a in arrays])
+    return cast(list[int], joined.tolist())
 
 
 def leading(agree: mx.array) -> mx.array:
@@ -63,11 +69,11 @@ def leading(agree: mx.array) -> mx.array:
 class GreedyAcceptance:
     """A proposal is accepted when it is the target's own argmax."""
 
-    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array) -> Verdict:
+    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
         logprobs = log_probabilities(logits)
         choices = mx.argmax(logprobs, axis=-1).astype(mx.int32)
         n = leading(proposals.tokens == choices[:-1])
-        count, *chosen = mx.concatenate([n, choices]).tolist()
+        count, *chosen = read(n, choices)
         return Verdict(chosen[: count + 1], logprobs)
 
 
@@ -77,13 +83,11 @@ class SpeculativeSampling:
     def __init__(self, sampler: VisibleSampler):
         self.sampler = sampler
 
-    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array) -> Verdict:
+    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
         logprobs = log_probabilities(logits)
         p = self.sampler.probabilities(logprobs)
         n, following = accept_or_resample(p, proposals)
-        count, last, *proposed = mx.concatenate(
-            [n, following, proposals.tokens.astype(mx.int32)]
-        ).tolist()
+        count, last, *proposed = read(n, following, proposals.tokens)
         return Verdict([*proposed[:count], last], logprobs)
 
 
@@ -128,7 +132,8 @@ def _q_row(i: mx.array, proposals: Proposals, vocab: int) -> mx.array:
     if proposals.q is None:
         support, q = mx.take(proposals.tokens, i)[:, None], mx.ones((1, 1))
     else:
-        support, q = mx.take(proposals.support, i, axis=0), mx.take(proposals.q, i, axis=0)
+        support = mx.take(cast(mx.array, proposals.support), i, axis=0)
+        q = mx.take(proposals.q, i, axis=0)
     return mx.put_along_axis(mx.zeros((1, vocab)), support, q, axis=-1)
 
 
@@ -144,36 +149,39 @@ class RowByRow:
         self.sampler = sampler
         self.processors = processors
 
-    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array) -> Verdict:
-        history = mx.concatenate([tokens, proposals.tokens.astype(tokens.dtype)])
-        m = proposals.tokens.shape[0]
-        rows, chosen = [], []
+    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
+        proposed = read(proposals.tokens)
+        m, known = len(proposed), 0 if tokens is None else tokens.shape[0]
+        history = None if tokens is None else mx.concatenate([tokens, mx.array(proposed)])
+        rows: list[mx.array] = []
+        chosen: list[int] = []
         for i in range(m + 1):
             row = logits[i : i + 1]
             for process in self.processors:
-                row = process(history[: tokens.shape[0] + i], row)
+                row = process(cast(mx.array, history)[: known + i], row)
             rows.append(log_probabilities(row))
             if i < m and isinstance(self.sampler, VisibleSampler):
-                accepted, token = self._test(rows[-1], proposals, i)
+                accepted, token = self._test(self.sampler, rows[-1], proposals, i)
             else:
-                token = int(self.sampler(rows[-1]).item())
-                accepted = i < m and token == int(proposals.tokens[i].item())
+                (token,) = read(self.sampler(rows[-1]))
+                accepted = i < m and token == proposed[i]
             chosen.append(token)
             if not accepted:
                 break
         return Verdict(chosen, mx.concatenate(rows))
 
-    def _test(self, row: mx.array, proposals: Proposals, i: int) -> tuple[bool, int]:
+    @staticmethod
+    def _test(
+        sampler: VisibleSampler, row: mx.array, proposals: Proposals, i: int
+    ) -> tuple[bool, int]:
         one = Proposals(
             proposals.tokens[i : i + 1],
             None if proposals.q is None else proposals.q[i : i + 1],
             None if proposals.support is None else proposals.support[i : i + 1],
         )
-        p = self.sampler.probabilities(row)
+        p = sampler.probabilities(row)
         n, following = accept_or_resample(mx.concatenate([p, p]), one)
-        accepted, token, proposed = mx.concatenate(
-            [n, following, one.tokens.astype(mx.int32)]
-        ).tolist()
+        accepted, token, proposed = read(n, following, one.tokens)
         return bool(accepted), proposed if accepted else token
 
 

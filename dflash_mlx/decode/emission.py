@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from dflash_mlx.decode.acceptance import read
+
 
 @dataclass
 class Token:
@@ -38,10 +40,15 @@ class Emission:
         """The ids, unless reading them would wait for the device."""
         return self.tokens if isinstance(self.tokens, list) else None
 
+    @property
+    def last(self) -> mx.array:
+        """The anchor of the next block, [1]."""
+        return mx.array(self.tokens[-1:]) if isinstance(self.tokens, list) else self.tokens
+
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __iter__(self) -> Iterator[Token]:
-        ids = self.known or self.tokens.tolist()
+        ids = self.tokens if isinstance(self.tokens, list) else read(self.tokens)
         for i, token in enumerate(ids):
             yield Token(token, self.logprobs[i], i < self.accepted)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 from mlx_lm.generate import (
@@ -74,9 +75,10 @@ class Decoder:
         self.finished = False
         sampler = options.sampler
         self._rule = acceptance_rule(sampler, options.logits_processors)
-        sampled = options.sample_proposals and isinstance(sampler, VisibleSampler)
-        self._choose = propose_sampled(sampler) if sampled else propose_likeliest
-        self._taps = draft.target_layer_ids if drafting or keep_cache else ()
+        self._choose: Callable[[mx.array], Proposals] = propose_likeliest
+        if options.sample_proposals and isinstance(sampler, VisibleSampler):
+            self._choose = propose_sampled(sampler)
+        self._taps: Sequence[int] = draft.target_layer_ids if drafting or keep_cache else ()
         self._feed = ContextFeed(draft, cache.context)
         self._interrupts = Interrupts()
         self._transaction: Transaction | None = None
@@ -94,7 +96,8 @@ class Decoder:
         """
         with self._interrupts:
             try:
-                anchor, waiting = self.prefill(prompt, list(refill))
+                waiting = self.prefill(prompt, list(refill))
+                anchor = waiting.last
                 while not self.finished:
                     # The device gets its next work before the host emits. A forward of the target
                     # must wait until the rejected rows of the last one are rolled back.
@@ -111,14 +114,13 @@ class Decoder:
                         break
                     if proposals is not None:
                         waiting = self.verify(anchor, proposals)
-                        anchor = mx.array(waiting.tokens[-1:])
                     else:
-                        waiting = self.plain_forward(anchor) if following is None else following
-                        anchor = waiting.tokens
+                        waiting = following or self.plain_forward(anchor)
+                    anchor = waiting.last
             finally:
                 self.close()
 
-    def prefill(self, prompt: list[int], refill: list[int]) -> tuple[mx.array, Emission]:
+    def prefill(self, prompt: list[int], refill: list[int]) -> Emission:
         """Run the prompt in mlx_lm's chunks; its last token alone gives the first one emitted."""
         prompt = refill + prompt
         self._history_start += len(refill)
@@ -141,7 +143,7 @@ class Decoder:
         first = self.plain_forward(mx.array(prompt[-1:]))
         first.forwards = 0
         self.options.prompt_progress_callback(total, total)
-        return first.tokens, first
+        return first
 
     def propose(self, anchor: mx.array, count: int) -> Proposals:
         """Draft: one forward over context and block proposes the tokens after the anchor."""
@@ -162,7 +164,7 @@ class Decoder:
             mx.async_eval(logits, features)
             verdict = self._rule.judge(logits[0], proposals, self._history(anchor))
             self._verified = verdict.accepted + 1
-            self._feed.add(features[:, : self._verified], self._verified)
+            self._feed.add(cast(mx.array, features)[:, : self._verified], self._verified)
             return Emission(
                 verdict.tokens, verdict.logprobs, verdict.accepted, proposals.tokens.size
             )
@@ -173,7 +175,7 @@ class Decoder:
             history = self._history(anchor)
             logits = self._forward(anchor, self._taps)[:, -1]
             for process in self.options.logits_processors:
-                logits = process(history, logits)
+                logits = process(cast(mx.array, history), logits)
             logprobs = log_probabilities(logits)
             token = self.options.sampler(logprobs)
             mx.async_eval(token, logprobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -27,7 +28,7 @@ class Transaction:
         self._replay: MixerReplay | None = None
 
     def forward(
-        self, tokens: mx.array, taps: tuple[int, ...] = ()
+        self, tokens: mx.array, taps: Sequence[int] = ()
     ) -> tuple[mx.array, mx.array | None]:
         """The verify forward.
 
