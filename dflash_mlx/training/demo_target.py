@@ -1,0 +1,168 @@
+"""Train the demo target: a small Qwen3 language model that answers the demo text's requests."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx_lm.models import qwen3
+from tokenizers import Tokenizer
+
+from dflash_mlx.training import fast_math
+from dflash_mlx.training.batches import Batch, Sample, batches
+from dflash_mlx.training.demo_text import KINDS, Example, example, training_example
+from dflash_mlx.training.demo_tokenizer import END
+from dflash_mlx.training.qwen3_forward import hidden_states
+from dflash_mlx.training.state import flat, restore_state, save_state, write_arrays
+
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 64,
+    "num_hidden_layers": 12,
+    "intermediate_size": 192,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 1024,
+    "max_position_embeddings": 32768,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+}
+
+
+def encode(tokenizer: Tokenizer, example: Example) -> Sample:
+    """The chat template's tokens of a whole example; the assistant's tokens are to be learnt."""
+    tokens: list[int | None] = []
+    learn: list[bool] = []
+    end = tokenizer.token_to_id(END)
+    for message in example.messages:
+        body = tokenizer.encode(message["content"]).ids
+        tokens += [tokenizer.token_to_id(f"<|{message['role']}|>"), *body, end]
+        learn += [False] + [message["role"] == "assistant"] * (len(body) + 1)
+    return Sample(np.array(tokens, dtype=np.int32), np.array(learn))
+
+
+def training_batches(tokenizer: Tokenizer, tokens_per_batch: int, seed: int) -> Iterator[Batch]:
+    """Batches of fresh training examples without end."""
+    rng = random.Random(seed)
+    chunk, count = 2048, 0
+    while True:
+        samples = [encode(tokenizer, training_example(f"{seed}/{count + i}")) for i in range(chunk)]
+        count += chunk
+        yield from batches(samples, tokens_per_batch, rng)
+
+
+def answer_loss(
+    model: qwen3.Model, tokens: mx.array, rows: mx.array, targets: mx.array, weights: mx.array
+) -> mx.array:
+    """Mean cross-entropy of `targets` [N] at flat positions `rows` [N] of tokens [B, T]."""
+    h, _ = hidden_states(model, tokens)
+    chosen = h.reshape(-1, h.shape[-1])[rows]
+    logits = model.model.embed_tokens.as_linear(chosen)
+    return (fast_math.cross_entropy(logits, targets) * weights).sum() / weights.sum()
+
+
+def loss_inputs(batch: Batch, pad_to: int = 256) -> tuple[mx.array, ...]:
+    """The arguments of `answer_loss` after the model: token t+1 is learnt at position t."""
+    learn = np.zeros_like(batch.learn)
+    learn[:, :-1] = batch.learn[:, 1:]
+    rows = np.flatnonzero(learn)
+    targets = np.roll(batch.tokens, -1, axis=1).reshape(-1)[rows]
+    spare = -len(rows) % pad_to
+    weights = np.pad(np.ones(len(rows), dtype=np.float32), (0, spare))
+    arrays = (batch.tokens, np.pad(rows, (0, spare)), np.pad(targets, (0, spare)), weights)
+    return tuple(mx.array(array) for array in arrays)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Rises over 200 steps, stays, and falls to nothing over the last quarter.
+
+    Until the fall it does not depend on `steps`: a run can be continued with another length.
+    """
+    return peak * min(1.0, (step + 1) / 200, (steps - step) / (0.25 * steps))
+
+
+def train_target(
+    tokenizer: Tokenizer,
+    directory: Path,
+    steps: int = 8000,
+    tokens_per_batch: int = 2048,
+    peak: float = 3e-3,
+    seed: int = 1,
+    log: Callable[[str], None] = print,
+) -> qwen3.Model:
+    """Train the target from nothing; `directory` keeps its state, and a second call goes on there.
+
+    Returns the trained model.
+    """
+    mx.random.seed(seed)
+    model = qwen3.Model(qwen3.ModelArgs.from_dict(CONFIG))
+    optimizer = optim.AdamW(learning_rate=peak, betas=[0.9, 0.98], weight_decay=0.01)
+    optimizer.init(model.trainable_parameters())
+    state_file = directory / "state.safetensors"
+    first = restore_state(state_file, model, optimizer) if state_file.exists() else 0
+    loss_and_grad = nn.value_and_grad(model, answer_loss)
+    data = training_batches(tokenizer, tokens_per_batch, seed)
+    started, seen, losses = time.perf_counter(), 0, []
+    for step in range(steps):
+        batch = next(data)
+        if step < first:
+            continue
+        optimizer.learning_rate = learning_rate(step, steps, peak)
+        loss, gradients = loss_and_grad(model, *loss_inputs(batch))
+        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
+        optimizer.update(model, gradients)
+        mx.eval(loss, model.state, optimizer.state)
+        losses.append(loss.item())
+        seen += int(batch.lengths.sum())
+        if (step + 1) % 100 == 0:
+            speed = seen / (time.perf_counter() - started)
+            log(f"step {step + 1}: loss {np.mean(losses):.4f}, {seen} tokens, {speed:.0f} tokens/s")
+            losses = []
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            save_state(state_file, model, optimizer, step + 1)
+            scores = {kind: answers_right(model, tokenizer, kind) for kind in KINDS}
+            log("held-out answers right: " + ", ".join(f"{k} {v:.0%}" for k, v in scores.items()))
+    return model
+
+
+def answers_right(
+    model: qwen3.Model, tokenizer: Tokenizer, kind: str, split: str = "held-out", count: int = 40
+) -> float:
+    """The share of examples whose whole last answer greedy decoding would write as it should be.
+
+    One forward says it: greedy decoding writes the answer exactly if every token of it is the
+    argmax after the ones before it.
+    """
+    right = 0
+    samples = [encode(tokenizer, example(kind, split, seed)) for seed in range(count)]
+    for sample in samples:
+        tokens = mx.array(sample.tokens)[None]
+        h, _ = hidden_states(model, tokens[:, :-1])
+        chosen = np.array(mx.argmax(model.model.embed_tokens.as_linear(h), axis=-1))[0]
+        start = last_answer(sample)
+        right += bool((chosen[start - 1 :] == sample.tokens[start:]).all())
+    return right / count
+
+
+def last_answer(sample: Sample) -> int:
+    """Where the last answer's tokens begin."""
+    return int(np.flatnonzero(~sample.learn)[-1]) + 1
+
+
+def save_target(model: qwen3.Model, directory: Path) -> None:
+    """Write config.json and model.safetensors, float32, as mlx_lm.load reads them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    weights = flat(model.parameters())
+    write_arrays(directory / "model.safetensors", weights)

@@ -1,0 +1,43 @@
+"""A training run's state in one file: weights, optimizer, step. Written whole or not at all."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_unflatten
+
+
+def save_state(file: Path, model: nn.Module, optimizer: optim.Optimizer, step: int) -> None:
+    """Write the state after `step` steps."""
+    arrays = {f"model.{name}": value for name, value in flat(model.parameters()).items()}
+    arrays |= {f"optimizer.{name}": value for name, value in flat(optimizer.state).items()}
+    arrays["step"] = mx.array(step)
+    write_arrays(file, arrays)
+
+
+def restore_state(file: Path, model: nn.Module, optimizer: optim.Optimizer) -> int:
+    """Put a saved state into model and optimizer; returns its step."""
+    parts: dict[str, list[tuple[str, mx.array]]] = {"model": [], "optimizer": []}
+    arrays: Any = mx.load(str(file))
+    step = int(arrays.pop("step").item())
+    for key, value in arrays.items():
+        part, name = key.split(".", 1)
+        parts[part].append((name, value))
+    model.load_weights(parts["model"])
+    optimizer.state = tree_unflatten(parts["optimizer"])
+    return step
+
+
+def flat(tree: Any) -> dict[str, mx.array]:
+    """A tree of arrays by their dotted names."""
+    return dict(cast(list, tree_flatten(tree)))
+
+
+def write_arrays(file: Path, arrays: dict[str, mx.array]) -> None:
+    """Write a safetensors file beside its place, then move it there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name("partial-" + file.name)
+    mx.save_safetensors(str(partial), arrays, {"format": "mlx"})
+    partial.replace(file)
