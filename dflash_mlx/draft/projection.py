@@ -65,9 +65,9 @@ class ContextProjection:
         keys, values = [a.k_proj for a in layers], [a.v_proj for a in layers]
         # k_proj and v_proj differ in quantization only where --keep or the checkpoint says so.
         same = signature(keys[0]) == signature(values[0])
-        self.linears = [FusedLinear(keys + values)] if same else [
-            FusedLinear(keys), FusedLinear(values)
-        ]
+        self.linears = (
+            [FusedLinear(keys + values)] if same else [FusedLinear(keys), FusedLinear(values)]
+        )
         self.norm_weight = mx.stack([a.k_norm.weight for a in layers])[:, None, None, :]
         self.eps = first.k_norm.eps
         self._sources = self._source_arrays()
