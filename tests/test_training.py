@@ -1,0 +1,315 @@
+"""Training a draft: what a block sees, what it learns, and that runs can be repeated."""
+
+import random
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import qwen3
+
+from dflash_mlx.checkpoint import load_draft
+from dflash_mlx.draft import DFlashDraft, DraftConfig
+from dflash_mlx.target import TargetView
+from dflash_mlx.training import fast_math
+from dflash_mlx.training.batches import Batch, Sample, batches, collate
+from dflash_mlx.training.blocks import block_logits, block_loss, block_states, choose_blocks
+from dflash_mlx.training.qwen3_forward import hidden_states
+from dflash_mlx.training.trainer import (
+    FrozenTarget,
+    Trainer,
+    TrainingOptions,
+    new_draft,
+    write_draft,
+)
+
+BLOCK, HIDDEN, VOCAB = 6, 32, 50
+TAPS = (1, 3)
+
+
+def draft_config(**changes):
+    return {
+        "architectures": ["DFlashDraftModel"],
+        "model_type": "qwen3",
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 48,
+        "vocab_size": VOCAB,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "num_target_layers": 5,
+        "block_size": BLOCK,
+        "dflash_config": {"target_layer_ids": list(TAPS), "mask_token_id": VOCAB - 1},
+        **changes,
+    }
+
+
+VARIANTS = {
+    "full": {},
+    "causal": {"is_causal": True},
+    "biased": {"attention_bias": True},
+    "mixed": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 9},
+    "short window": {
+        "layer_types": ["sliding_attention"] * 2,
+        "sliding_window": 4,
+        "is_causal": False,
+    },
+}
+
+
+def random_draft(**changes):
+    """A draft whose every parameter matters: norms and biases are not left at ones and zeros."""
+    draft = new_draft(draft_config(**changes), None, seed=3)
+    draft.update(
+        nn.utils.tree_map(lambda p: p + 0.1 * mx.random.normal(p.shape), draft.parameters())
+    )
+    return draft
+
+
+@pytest.fixture(scope="module")
+def target():
+    mx.random.seed(1)
+    return qwen3.Model(
+        qwen3.ModelArgs(
+            model_type="qwen3",
+            hidden_size=HIDDEN,
+            num_hidden_layers=5,
+            intermediate_size=48,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            rms_norm_eps=1e-6,
+            vocab_size=VOCAB,
+            max_position_embeddings=512,
+            rope_theta=10000.0,
+            head_dim=16,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def frozen(target):
+    return FrozenTarget.of(TargetView(target), TAPS)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_training_forward_is_the_inference_forward(changes):
+    draft = random_draft(**changes)
+    features = mx.random.normal((2, 30, len(TAPS) * HIDDEN))
+    embeddings = mx.random.normal((2, 3, BLOCK, HIDDEN))
+    anchors = np.array([[1, 7, 24], [12, 20, 29]])
+    trained = block_states(draft, features, embeddings, mx.array(anchors))
+    for row, anchor in np.ndindex(anchors.shape):
+        context = draft.make_context()
+        draft.extend(context, features[row : row + 1, : anchors[row, anchor]])
+        inferred = draft(embeddings[row, anchor][None], context)[0]
+        assert mx.allclose(trained[row, anchor], inferred, atol=2e-5)
+
+
+def one_block(draft, frozen, tokens, anchors, which):
+    """Logits of one block among several, and the gradients of a loss on that block alone."""
+    first = mx.take_along_axis(tokens, anchors, axis=1)
+    features = frozen.features(tokens)
+
+    def loss(draft):
+        logits = block_logits(draft, features, first, anchors, frozen.embed, frozen.head)[0, which]
+        return (logits * mx.cos(mx.arange(logits.size).reshape(logits.shape))).sum(), logits
+
+    (_, logits), gradients = nn.value_and_grad(draft, loss)(draft)
+    return [logits, *(value for _, value in tree_flatten(gradients))]
+
+
+def same(one, other):
+    return all(mx.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_block_sees_what_it_should_and_nothing_else(changes, frozen):
+    draft = random_draft(**changes)
+    anchors = mx.array([[5, 15, 22]])
+    tokens = mx.random.randint(0, VOCAB - 1, (1, 30))
+
+    def with_token(position):
+        changed = np.array(tokens)
+        changed[0, position] = (changed[0, position] + 1) % (VOCAB - 1)
+        return mx.array(changed)
+
+    before = one_block(draft, frozen, tokens, anchors, 1)
+    for position in range(16, 30):  # Its continuation, which it is to guess, and what follows.
+        assert same(before, one_block(draft, frozen, with_token(position), anchors, 1))
+    for others in ([[4, 15, 22]], [[5, 15, 16]], [[15, 15, 29]]):
+        assert same(before, one_block(draft, frozen, tokens, mx.array(others), 1))
+    for position in (14, 15):  # The last of its context, and its anchor.
+        assert not same(before, one_block(draft, frozen, with_token(position), anchors, 1))
+
+
+def test_a_block_does_not_see_the_features_of_its_own_anchor():
+    draft = random_draft()
+    features = mx.random.normal((1, 20, len(TAPS) * HIDDEN))
+    embeddings = mx.random.normal((1, 1, BLOCK, HIDDEN))
+
+    def changed_at(position):
+        bump = (mx.arange(20) == position).astype(mx.float32)[None, :, None]
+        return block_states(draft, features + bump, embeddings, mx.array([[9]]))
+
+    before = changed_at(-1)
+    assert mx.array_equal(before, changed_at(9))
+    assert not mx.array_equal(before, changed_at(8))
+
+
+def test_a_window_hides_old_context():
+    sliding = {"layer_types": ["sliding_attention"] * 2, "sliding_window": 8}
+    features = mx.random.normal((1, 30, len(TAPS) * HIDDEN))
+    embeddings = mx.random.normal((1, 1, BLOCK, HIDDEN))
+    draft = random_draft(**sliding)
+
+    def changed_at(position):
+        bump = (mx.arange(30) == position).astype(mx.float32)[None, :, None]
+        return block_states(draft, features + bump, embeddings, mx.array([[20]]))[0, 0]
+
+    before = changed_at(-1)
+    assert mx.array_equal(before, changed_at(12))  # 20 - 12 is the whole window: out of sight
+    assert not mx.array_equal(before[0], changed_at(13)[0])
+
+
+def test_blocks_hold_the_true_continuation_of_learnt_tokens_only():
+    rng = np.random.default_rng(0)
+    samples = []
+    for length in (9, 25, 40):
+        learn = np.zeros(length, dtype=bool)
+        learn[length // 3 : length - 2] = True
+        samples.append(Sample(rng.integers(1, VOCAB, length).astype(np.int32), learn))
+    batch = collate(samples, pad_to=16)
+    assert batch.tokens.shape == (3, 48)
+    blocks = choose_blocks(batch, 12, BLOCK, 4.0, np.random.default_rng(5))
+    total = 0
+    for row, sample in enumerate(samples):
+        able = [p for p in range(1, len(sample.tokens) - 1) if sample.learn[p : p + 2].all()]
+        used = blocks.weights[row, :, 0] > 0
+        chosen = blocks.anchors[row][used]
+        assert len(set(chosen)) == len(chosen) == min(12, len(able))
+        assert set(chosen) <= set(able)
+        for index in np.flatnonzero(used):
+            anchor = blocks.anchors[row, index]
+            assert blocks.first[row, index] == sample.tokens[anchor]
+            inside = True
+            for k in range(1, BLOCK):
+                at = anchor + k
+                inside = inside and at < len(sample.tokens) and bool(sample.learn[at])
+                expected = np.exp(-(k - 1) / 4.0) if inside else 0.0
+                assert blocks.weights[row, index, k - 1] == pytest.approx(expected)
+                if inside:
+                    assert blocks.targets[row, index, k - 1] == sample.tokens[at]
+                    total += 1
+    assert total > 60
+
+
+def test_batches_hold_every_sample_once_and_keep_their_budget():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 200, 70)
+    samples = [
+        Sample(np.full(length, number, dtype=np.int32), np.ones(length, dtype=bool))
+        for number, length in enumerate(lengths)
+    ]
+    seen = []
+    for batch in batches(samples, 512, random.Random(1)):
+        assert batch.tokens.size <= 512
+        for row, length in zip(batch.tokens, batch.lengths, strict=True):
+            number = int(row[0])
+            assert length == lengths[number]
+            assert (row[:length] == number).all()
+            assert not row[length:].any()
+            seen.append(number)
+    assert sorted(seen) == list(range(70))
+
+
+def test_cheaper_operations_give_the_same_numbers():
+    x = mx.random.normal((200, 30)) * 8
+    assert mx.allclose(fast_math.exp(x), mx.exp(x), rtol=2e-6)
+    assert mx.allclose(mx.grad(lambda x: fast_math.exp(x).sum())(x), mx.exp(x), rtol=2e-6)
+    assert fast_math.exp(mx.array([-1e9])).item() < 1e-37
+    assert mx.allclose(fast_math.silu(x), nn.silu(x), rtol=1e-5, atol=1e-6)
+    targets = mx.random.randint(0, 30, (200,))
+    assert mx.allclose(
+        fast_math.cross_entropy(x, targets), nn.losses.cross_entropy(x, targets), atol=1e-5
+    )
+
+
+def test_cheaper_target_forward_gives_the_same_logits_and_taps(target, frozen):
+    tokens = mx.random.randint(0, VOCAB, (2, 20))
+    states, taps = hidden_states(target, tokens, TAPS)
+    assert mx.allclose(target.model.embed_tokens.as_linear(states), target(tokens), atol=1e-5)
+    assert mx.allclose(mx.concatenate(taps, axis=-1), frozen.features(tokens), atol=1e-5)
+
+
+def repeating_samples(count):
+    """Texts that go round in a short circle, so that there is something to learn."""
+    rng = np.random.default_rng(2)
+    samples = []
+    for _ in range(count):
+        circle = rng.integers(0, VOCAB - 1, 4)
+        tokens = np.resize(circle, rng.integers(20, 40)).astype(np.int32)
+        samples.append(Sample(tokens, np.ones(len(tokens), dtype=bool)))
+    return samples
+
+
+def new_trainer(frozen, steps=8):
+    options = TrainingOptions(
+        steps=steps, tokens_per_batch=200, anchors=8, learning_rate=1e-2, warmup=2, seed=4
+    )
+    return Trainer(new_draft(draft_config(), None, 0), frozen, repeating_samples(30), options)
+
+
+def test_training_learns_and_changes_nothing_of_the_target(target, frozen):
+    weights = [mx.array(value) for _, value in tree_flatten(target.parameters())]
+    trainer = new_trainer(frozen, steps=150)
+    reports = [trainer.step() for _ in range(150)]
+    losses = [report.loss for report in reports]
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    assert np.mean([r.run for r in reports[-10:]]) > np.mean([r.run for r in reports[:10]])
+    assert all((report.right <= report.seen).all() for report in reports)
+    assert same(weights, [value for _, value in tree_flatten(target.parameters())])
+
+
+def test_a_restored_run_goes_on_as_if_it_had_not_stopped(frozen, tmp_path):
+    whole = new_trainer(frozen)
+    losses = [whole.step().loss for _ in range(8)]
+    stopped = new_trainer(frozen)
+    assert [stopped.step().loss for _ in range(5)] == losses[:5]
+    stopped.save(tmp_path / "state.safetensors")
+    resumed = new_trainer(frozen)
+    resumed.restore(tmp_path / "state.safetensors")
+    assert [resumed.step().loss for _ in range(3)] == losses[5:]
+    assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_a_written_draft_is_read_as_a_published_one(frozen, tmp_path):
+    trainer = new_trainer(frozen)
+    trainer.step()
+    write_draft(trainer.draft, draft_config(), tmp_path)
+    read = load_draft(tmp_path)
+    assert isinstance(read, DFlashDraft)
+    assert read.config == DraftConfig.from_dict(draft_config())
+    written = dict(tree_flatten(trainer.draft.parameters()))
+    loaded = dict(tree_flatten(read.parameters()))
+    assert written.keys() == loaded.keys()
+    assert all(mx.array_equal(written[name], loaded[name]) for name in written)
+
+
+def test_the_loss_is_a_weighted_mean():
+    logits = mx.random.normal((2, 3, 5, VOCAB))
+    targets = mx.random.randint(0, VOCAB, (2, 3, 5))
+    weights = mx.random.uniform(shape=(2, 3, 5)) * (mx.arange(5) < 3)
+    each = nn.losses.cross_entropy(logits, targets)
+    expected = (each * weights).sum() / weights.sum()
+    assert block_loss(logits, targets, weights).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_batch_without_anything_to_learn_is_harmless(frozen):
+    batch = Batch(np.ones((1, 16), np.int32), np.zeros((1, 16), bool), np.array([16], np.int32))
+    blocks = choose_blocks(batch, 4, BLOCK, 7.0, np.random.default_rng(0))
+    assert not blocks.weights.any()
