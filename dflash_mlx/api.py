@@ -65,6 +65,7 @@ def load(
     *,
     revision: str | None = None,
     draft_revision: str | None = None,
+    draft_bits: int | None = None,
     tokenizer_config: dict[str, Any] | None = None,
     model_config: dict[str, Any] | None = None,
     adapter_path: str | None = None,
@@ -77,6 +78,7 @@ def load(
         path_or_hf_repo: the target, a directory or a hub id.
         draft: the draft, a directory or a hub id; None finds the published one.
         revision, draft_revision: branch, tag or commit of either hub repository.
+        draft_bits: 4 or 8 quantizes the draft in memory; None leaves it as it is stored.
         tokenizer_config, model_config, adapter_path, lazy, trust_remote_code: as in mlx_lm's load.
 
     Raises:
@@ -98,7 +100,7 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     return SpeculativeModel(
-        target, load_draft(draft, revision=draft_revision, lazy=lazy)
+        target, load_draft(draft, revision=draft_revision, bits=draft_bits, lazy=lazy)
     ), tokenizer
 
 

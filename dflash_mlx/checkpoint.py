@@ -15,11 +15,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load as load_mlx_lm
 
 from dflash_mlx.draft import DFlashDraft, DraftConfig
+from dflash_mlx.draft.dtype import parameters, set_activation_dtype
+from dflash_mlx.draft.quantize import Quantization, quantize_draft, quantize_like
 from dflash_mlx.errors import CheckpointError
 
 _DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
@@ -172,45 +173,86 @@ def read_tensors(directory: Path) -> dict[str, mx.array]:
 
 
 def load_draft(
-    path_or_repo: str | Path, *, revision: str | None = None, lazy: bool = False
+    path_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    bits: int | None = None,
+    group_size: int | None = None,
+    mode: str = "affine",
+    lazy: bool = False,
 ) -> DFlashDraft:
-    """Load a published draft.
+    """Load a published or converted draft.
 
     Args:
         path_or_repo: a directory or a hub id.
         revision: a branch, tag or commit of the hub repository.
+        bits, group_size, mode: quantize the linear layers in memory; None leaves them as stored.
         lazy: leave the weights unread until they are used.
 
     Raises:
         CheckpointError: it cannot be found, is no DFlash draft, or its files are damaged,
             incomplete or contradictory.
+        DFlashError: it cannot be quantized so.
     """
+    wanted = None
+    if bits is not None or group_size is not None or mode != "affine":
+        wanted = Quantization.choose(bits, group_size, mode)
     directory = resolve(path_or_repo, revision, draft=True)
-    raw = read_config(directory)
-    if not is_draft_config(raw):
-        raise CheckpointError(
-            f"{path_or_repo} is not a DFlash draft: its config.json has no dflash_config. If it is "
-            "a target, give it as the model."
-        )
-    draft = build_draft(DraftConfig.from_dict(raw), read_tensors(directory))
+    draft = read_draft(directory, name=path_or_repo)
+    if wanted is not None:
+        quantize_draft(draft, wanted)
+    set_activation_dtype(draft)
     if not lazy:
         try:
-            mx.eval(draft.parameters())
+            for array in parameters(draft).values():
+                mx.eval(array)
         except RuntimeError as error:
             raise CheckpointError(f"{directory} cannot be read: {error}.") from error
     return draft
 
 
-def build_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashDraft:
-    """A draft with the given weights; quantized layers are those that have scales.
+def read_draft(directory: Path, name: str | Path | None = None) -> DFlashDraft:
+    """The draft of a directory exactly as it is stored, unread until it is used.
+
+    Args:
+        directory: a local directory.
+        name: what the user calls it, for messages.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, or has another shape than the config says.
+        CheckpointError: it is no DFlash draft, or its files are damaged, incomplete or
+            contradictory.
+    """
+    raw = read_config(directory)
+    if not is_draft_config(raw):
+        raise CheckpointError(
+            f"{name or directory} is not a DFlash draft: its config.json has no dflash_config. If "
+            "it is a target, give it as the model."
+        )
+    return assemble_draft(DraftConfig.from_dict(raw), read_tensors(directory))
+
+
+def build_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashDraft:
+    """A draft with the given weights, in the dtype that it computes in on this machine.
+
+    Raises:
+        CheckpointError: as `assemble_draft`.
+    """
+    draft = assemble_draft(config, tensors)
+    set_activation_dtype(draft)
+    return draft
+
+
+def assemble_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashDraft:
+    """A draft with the given weights as they are; quantized layers are those that have scales.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or has another shape or kind of numbers
+            than the config says.
     """
     draft = DFlashDraft(config)
     if config.quantization is not None:
-        _quantize_like(draft, config.quantization, tensors)
-    wanted = dict(tree_flatten(draft.parameters()))
+        quantize_like(draft, config.quantization, tensors)
+    wanted = parameters(draft)
     missing = sorted(wanted.keys() - tensors.keys())
     if missing:
         raise CheckpointError(f"The draft's weights lack {_some(missing)}.")
@@ -218,36 +260,27 @@ def build_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashDraf
     if extra:
         raise CheckpointError(f"The draft's weights hold {_some(extra)}, which nothing uses.")
     for name, array in wanted.items():
-        if tensors[name].shape != array.shape:
+        given = tensors[name]
+        if given.shape != array.shape:
             raise CheckpointError(
-                f"The draft's {name} is {list(tensors[name].shape)}, but its config.json makes it "
+                f"The draft's {name} is {list(given.shape)}, but its config.json makes it "
                 f"{list(array.shape)}."
+            )
+        floating = mx.issubdtype(array.dtype, mx.floating)
+        if given.dtype != array.dtype and not (
+            floating and mx.issubdtype(given.dtype, mx.floating)
+        ):
+            raise CheckpointError(
+                f"The draft's {name} holds {_plain(given.dtype)} numbers, but its config.json "
+                f"asks for {'floating ones' if floating else _plain(array.dtype)}."
             )
     draft.load_weights(list(tensors.items()))
     draft.eval()
     return draft
 
 
-def _quantize_like(
-    draft: DFlashDraft, quantization: dict[str, Any], tensors: dict[str, mx.array]
-) -> None:
-    def settings(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if not hasattr(module, "to_quantized") or f"{path}.scales" not in tensors:
-            return False
-        return quantization.get(path, True)
-
-    try:
-        nn.quantize(
-            draft,
-            group_size=quantization["group_size"],
-            bits=quantization["bits"],
-            mode=quantization.get("mode", "affine"),
-            class_predicate=settings,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"The draft's config.json has a quantization block that cannot be used: {error}."
-        ) from error
+def _plain(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def _some(names: list[str], most: int = 4) -> str:
