@@ -2,11 +2,12 @@
 
 import mlx.core as mx
 import pytest
-from .families import drive
-from .families.models import CONFIGS, REFUSED, build
 
 from dflash_mlx.errors import UnsupportedTarget
 from dflash_mlx.target import TargetView
+
+from .families import drive
+from .families.models import CONFIGS, REFUSED, build
 
 # Each verify length meets each mode and each prompt over the families.
 CASES = [

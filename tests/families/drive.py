@@ -14,6 +14,7 @@ import mlx.nn as nn
 from mlx_lm.generate import generate_step
 
 from dflash_mlx.target import TargetView
+
 from .models import VOCAB, build
 
 TOKENS = 128

@@ -13,26 +13,26 @@ GAIN = 3.0
 
 _SLIDING = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
-_DENSE: dict[str, Any] = dict(
-    hidden_size=32,
-    num_hidden_layers=4,
-    intermediate_size=48,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    rms_norm_eps=1e-6,
-    vocab_size=VOCAB,
-    max_position_embeddings=4096,
-    rope_theta=10000.0,
-)
-_HEADS = dict(head_dim=8)
-_MOE = dict(
-    num_experts=8,
-    num_experts_per_tok=2,
-    moe_intermediate_size=16,
-    norm_topk_prob=True,
-    decoder_sparse_step=1,
-    mlp_only_layers=[],
-)
+_DENSE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 4096,
+    "rope_theta": 10000.0,
+}
+_HEADS = {"head_dim": 8}
+_MOE = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 _MLA: dict[str, Any] = dict(
     _DENSE,
     num_key_value_heads=4,
@@ -78,15 +78,15 @@ _GEMMA4: dict[str, Any] = dict(
         "full_attention",
     ],
 )
-_MAMBA_HYBRID: dict[str, Any] = dict(
-    mamba_n_heads=4,
-    mamba_d_head=8,
-    mamba_proj_bias=False,
-    mamba_d_state=8,
-    mamba_d_conv=4,
-    mamba_n_groups=1,
-    mamba_conv_bias=True,
-)
+_MAMBA_HYBRID: dict[str, Any] = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_proj_bias": False,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 4,
+    "mamba_n_groups": 1,
+    "mamba_conv_bias": True,
+}
 
 # family -> (mlx_lm module, configuration)
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -128,7 +128,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma2": ("gemma2", dict(_DENSE, head_dim=8, query_pre_attn_scalar=8.0)),
     "deepseek_v3": ("deepseek_v3", dict(_MLA)),
-    "kimi_k25": ("kimi_k25", dict(text_config=dict(_MLA))),
+    "kimi_k25": ("kimi_k25", {"text_config": dict(_MLA)}),
     "deepseek_v32": ("deepseek_v32", dict(_DSA)),
     "glm_moe_dsa": (
         "glm_moe_dsa",
@@ -147,8 +147,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama4": (
         "llama4",
-        dict(
-            text_config=dict(
+        {
+            "text_config": dict(
                 _DENSE,
                 model_type="llama4_text",
                 head_dim=8,
@@ -161,7 +161,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
                 rope_scaling=None,
                 use_qk_norm=True,
             )
-        ),
+        },
     ),
     "gpt_oss": (
         "gpt_oss",
@@ -239,11 +239,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(_DENSE, head_dim=8, sliding_window=WINDOW, sliding_window_pattern=2),
     ),
     "gemma4_text": ("gemma4_text", dict(_GEMMA4)),
-    "gemma4": ("gemma4", dict(vocab_size=VOCAB, text_config=dict(_GEMMA4))),
+    "gemma4": ("gemma4", {"vocab_size": VOCAB, "text_config": dict(_GEMMA4)}),
     "gemma3n": (
         "gemma3n",
-        dict(
-            text_config=dict(
+        {
+            "text_config": dict(
                 _DENSE,
                 model_type="gemma3n_text",
                 head_dim=8,
@@ -262,7 +262,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
                 altup_active_idx=0,
                 laurel_rank=4,
             )
-        ),
+        },
     ),
     "muse_glimmer": (
         "muse_glimmer",
@@ -277,11 +277,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             partial_rotary_factor=0.5,
         ),
     ),
-    "qwen3_5": ("qwen3_5", dict(text_config=dict(_GDN, rope_parameters=_GDN_ROPE))),
+    "qwen3_5": ("qwen3_5", {"text_config": dict(_GDN, rope_parameters=_GDN_ROPE)}),
     "qwen3_5_moe": (
         "qwen3_5_moe",
-        dict(
-            text_config=dict(
+        {
+            "text_config": dict(
                 _GDN,
                 num_experts=8,
                 num_experts_per_tok=2,
@@ -290,7 +290,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
                 moe_intermediate_size=16,
                 rope_parameters=_GDN_ROPE,
             )
-        ),
+        },
     ),
     "lfm2": (
         "lfm2",
@@ -329,9 +329,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             _DENSE,
             num_key_value_heads=4,
             head_dim=8,
-            linear_attn_config=dict(
-                kda_layers=[1, 3], num_heads=4, head_dim=8, short_conv_kernel_size=4
-            ),
+            linear_attn_config={
+                "kda_layers": [1, 3],
+                "num_heads": 4,
+                "head_dim": 8,
+                "short_conv_kernel_size": 4,
+            },
             model_max_length=4096,
             num_experts=8,
             moe_intermediate_size=16,
@@ -366,23 +369,23 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mamba2": (
         "mamba2",
-        dict(
-            num_heads=8,
-            head_dim=8,
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=64,
-            state_size=8,
-            num_hidden_layers=4,
-            layer_norm_epsilon=1e-5,
-            conv_kernel=4,
-            n_groups=1,
-            use_bias=False,
-            use_conv_bias=True,
-            tie_word_embeddings=True,
-            time_step_limit=(0.001, 100.0),
-            time_step_rank="auto",
-        ),
+        {
+            "num_heads": 8,
+            "head_dim": 8,
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "state_size": 8,
+            "num_hidden_layers": 4,
+            "layer_norm_epsilon": 1e-5,
+            "conv_kernel": 4,
+            "n_groups": 1,
+            "use_bias": False,
+            "use_conv_bias": True,
+            "tie_word_embeddings": True,
+            "time_step_limit": (0.001, 100.0),
+            "time_step_rank": "auto",
+        },
     ),
     "falcon_h1": (
         "falcon_h1",
@@ -410,44 +413,44 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rwkv7": (
         "rwkv7",
-        dict(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=64,
-            norm_eps=1e-5,
-            head_dim=8,
-            num_hidden_layers=4,
-            a_low_rank_dim=4,
-            v_low_rank_dim=4,
-            gate_low_rank_dim=4,
-            decay_low_rank_dim=4,
-        ),
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "norm_eps": 1e-5,
+            "head_dim": 8,
+            "num_hidden_layers": 4,
+            "a_low_rank_dim": 4,
+            "v_low_rank_dim": 4,
+            "gate_low_rank_dim": 4,
+            "decay_low_rank_dim": 4,
+        },
     ),
     "deepseek_v41": (
         "deepseek_v41",
-        dict(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            head_dim=32,
-            q_lora_rank=16,
-            qk_rope_head_dim=8,
-            o_groups=2,
-            o_lora_rank=8,
-            moe_intermediate_size=16,
-            n_routed_experts=8,
-            num_experts_per_tok=2,
-            rms_norm_eps=1e-6,
-            sliding_window=WINDOW,
-            compress_ratios=(0, 4, 4, 4),
-            kv_source_layer_ids=(1,),
-            index_source_layer_ids=(1,),
-            index_n_heads=2,
-            index_head_dim=32,
-            index_topk=8,
-            hc_mult=2,
-        ),
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "head_dim": 32,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "o_groups": 2,
+            "o_lora_rank": 8,
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": WINDOW,
+            "compress_ratios": (0, 4, 4, 4),
+            "kv_source_layer_ids": (1,),
+            "index_source_layer_ids": (1,),
+            "index_n_heads": 2,
+            "index_head_dim": 32,
+            "index_topk": 8,
+            "hc_mult": 2,
+        },
     ),
     "nanbeige": ("nanbeige", dict(_DENSE, num_hidden_layers=2, num_loops=2)),
 }
