@@ -79,6 +79,18 @@ class Offset(Rule):
         leaf.offset = mark
 
 
+class Chunked(Offset):
+    """Like Offset; but rows before the current chunk are dropped from the front for good."""
+
+    def mark(self, leaf: Any, resettable: bool) -> Any:
+        if resettable:
+            return leaf.offset, leaf.start_position, alias(leaf.keys), alias(leaf.values)
+        return leaf.offset
+
+    def reset(self, leaf: Any, mark: Any) -> None:
+        leaf.offset, leaf.start_position, leaf.keys, leaf.values = mark
+
+
 class Rows(Offset):
     """Rows are concatenated: drop the last ones."""
 
@@ -160,13 +172,14 @@ class Unknown(Rule):
         vars(leaf).update(mark)
 
 
-OFFSET, ROWS, RING, STATE, UNKNOWN = Offset(), Rows(), Ring(), State(), Unknown()
+OFFSET, CHUNKED, ROWS, RING = Offset(), Chunked(), Rows(), Ring()
+STATE, UNKNOWN = State(), Unknown()
 
 # Exact classes: a subclass may do anything.
 RULES: dict[type, Rule] = {
     mlx_cache.KVCache: OFFSET,
     mlx_cache.QuantizedKVCache: OFFSET,
-    mlx_cache.ChunkedKVCache: OFFSET,
+    mlx_cache.ChunkedKVCache: CHUNKED,
     mlx_cache.ConcatenateKVCache: ROWS,
     mlx_cache.RotatingKVCache: RING,
     mlx_cache.ArraysCache: STATE,

@@ -1,0 +1,105 @@
+"""Take a whole prompt cache back to a shorter prefix, for chats that edit or fork their history.
+
+Caches that keep every row can be cut anywhere (`can_rewind`, `rewind`). The others return only to
+a moment that was remembered (`snapshot`, `restore`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dflash_mlx.errors import InvalidCache
+from dflash_mlx.target.caches import CHUNKED, OFFSET, RING, ROWS, Rule, alias, leaves, rule_of
+
+
+def can_rewind(cache: list[Any], n_tokens: int | None = None) -> bool:
+    """Whether `rewind(cache, n_tokens)` would be exact; without n_tokens: for every prefix.
+
+    Never for recurrent state or an unknown class, and for a window only while it still holds the
+    rows that the shorter prefix needs.
+    """
+    return all(_holds(leaf, n_tokens) for leaf in leaves(cache))
+
+
+def rewind(cache: list[Any], n_tokens: int) -> None:
+    """Leave exactly the first n_tokens tokens in the cache.
+
+    Raises InvalidCache, with the cache untouched, where that cannot be exact.
+    """
+    found = leaves(cache)
+    if not all(_holds(leaf, n_tokens) for leaf in found):
+        raise InvalidCache(
+            f"this prompt cache no longer holds what its first {n_tokens} tokens left behind; "
+            "start from a new cache or an earlier snapshot"
+        )
+    for leaf in found:
+        if rule_of(leaf) is RING:
+            _cut_ring(leaf, n_tokens)
+        elif rule_of(leaf) is ROWS:
+            ROWS.reset(leaf, n_tokens)
+        else:
+            leaf.offset = n_tokens
+
+
+def _holds(leaf: Any, n_tokens: int | None) -> bool:
+    rule = rule_of(leaf)
+    if n_tokens is None and not rule.replays:
+        n_tokens = min(1, leaf.offset)
+    if n_tokens is None or rule.replays:
+        return False
+    if rule in (OFFSET, ROWS):
+        return 0 <= n_tokens <= leaf.offset
+    if rule is CHUNKED:
+        chunk_start = n_tokens // leaf.chunk_size * leaf.chunk_size
+        return leaf.start_position <= chunk_start and n_tokens <= leaf.offset
+    if leaf.offset > leaf.max_size and (leaf.keep or leaf._idx != leaf.keys.shape[2]):
+        return False  # the oldest rows are not first in the buffer
+    left = leaf._idx - (leaf.offset - n_tokens)
+    return min(n_tokens, leaf.max_size) <= left <= leaf._idx
+
+
+def _cut_ring(leaf: Any, n_tokens: int) -> None:
+    left = leaf._idx - (leaf.offset - n_tokens)
+    leaf.keys = leaf.keys[..., :left, :] if left else None
+    leaf.values = leaf.values[..., :left, :] if left else None
+    leaf.offset, leaf._idx = n_tokens, left
+
+
+@dataclass
+class Snapshot:
+    """A moment of a prompt cache; it can be restored any number of times.
+
+    Rows of an ordinary KV cache are not held, only their number. Windows and recurrent state are
+    held as they are, so each costs one copy at its first change after the snapshot and the memory
+    of that copy while the snapshot lives.
+    """
+
+    marks: list[tuple[Rule, type, Any]]
+
+
+def snapshot(cache: list[Any]) -> Snapshot:
+    """Remember this moment; afterwards the cache may only be extended or taken back to it."""
+    return Snapshot(
+        [(rule_of(leaf), type(leaf), rule_of(leaf).mark(leaf, True)) for leaf in leaves(cache)]
+    )
+
+
+def restore(cache: list[Any], moment: Snapshot) -> None:
+    """Return the cache to a snapshot of it.
+
+    Raises InvalidCache, with the cache untouched, when the cache was quantized or cut since.
+    """
+    found = leaves(cache)
+    if [type(leaf) for leaf in found] != [cls for _, cls, _ in moment.marks]:
+        raise InvalidCache(
+            "this prompt cache has changed its kind since the snapshot (it was quantized, or is "
+            "another model's); start from a new cache"
+        )
+    for leaf, (rule, _, mark) in zip(found, moment.marks, strict=True):
+        if rule in (OFFSET, ROWS) and leaf.offset < mark:
+            raise InvalidCache(
+                "this prompt cache was cut to less than what the snapshot stands for; "
+                "start from a new cache"
+            )
+    for leaf, (rule, _, mark) in zip(found, moment.marks, strict=True):
+        # Handles of their own: the cache will change them, the snapshot must not.
+        rule.reset(leaf, alias(mark))
