@@ -1,7 +1,10 @@
 """Masked-block attention: one block of queries over a cached context and over itself."""
 
+from typing import Any
+
 import mlx.core as mx
 
+from . import selection
 from .attention_plain import plain_block_attention
 
 
@@ -31,21 +34,40 @@ def block_attention(
     visible: [L, L] bool, row i sees block key j iff visible[i, j]; None means all. Every row
         must see at least one key of context or block.
 
+    Which implementation runs, `selection` decides; a gradient is always that of plain MLX.
+
     Returns [B, Hq, L, D]. Raises ValueError for shapes that do not belong together.
     """
     _check(queries, context_keys, context_values, block_keys, block_values, context_length, visible)
-    return plain_block_attention(
-        queries,
-        context_keys,
-        context_values,
-        block_keys,
-        block_values,
-        context_length=context_length,
-        context_start=context_start,
-        window=window,
-        visible=visible,
-        scale=scale,
+    options: dict[str, Any] = {
+        "context_length": context_length,
+        "context_start": context_start,
+        "window": window,
+        "visible": visible,
+        "scale": scale,
+    }
+    arrays = (queries, context_keys, context_values, block_keys, block_values)
+    attention = selection.current().choose(
+        *arrays, context_length=context_length, context_start=context_start, window=window
     )
+    if attention is plain_block_attention:
+        return plain_block_attention(*arrays, **options)
+    return _with_plain_gradient(attention, arrays, options)
+
+
+def _with_plain_gradient(attention, arrays, options):
+    """A kernel has no gradient: whoever differentiates the call gets that of plain MLX."""
+    given = [x for x in arrays if x is not None]
+
+    @mx.custom_function
+    def run(*given):
+        return attention(*given, **options)
+
+    @run.vjp
+    def backward(given, cotangent, _):
+        return mx.vjp(lambda *x: plain_block_attention(*x, **options), given, [cotangent])[1]
+
+    return run(*given)
 
 
 def _check(queries, context_keys, context_values, block_keys, block_values, length, visible):

@@ -232,6 +232,9 @@ _MERGE = """
 """
 
 
+SOURCE = _HEADER + _ATTEND + _MERGE
+
+
 class AttentionKernel:
     """`block_attention` on the GPU; the shapes that it takes are those of `supported`.
 

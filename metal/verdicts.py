@@ -1,0 +1,182 @@
+"""What proofs found on this machine, kept in the user's cache directory."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from . import attention_kernel
+
+log = logging.getLogger("dflash_mlx.metal")
+
+OUTCOMES = ("faster", "slower", "wrong", "failed", "stalled")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of one proof.
+
+    outcome: faster or slower than plain MLX; wrong (the error is too large); failed (did not
+        compile, or raised; detail says what); stalled (no result within the time limit).
+    error: the largest absolute difference from plain MLX in float32.
+    speed: plain MLX's time as a multiple of the kernel's.
+    """
+
+    outcome: str
+    error: float | None = None
+    speed: float | None = None
+    detail: str = ""
+
+    @property
+    def correct(self) -> bool:
+        """Whether the kernel ran and gave right results."""
+        return self.outcome in ("faster", "slower")
+
+    @classmethod
+    def read(cls, fields: object) -> "Verdict":
+        """The verdict from its JSON form. Raises ValueError if it is none."""
+        if not isinstance(fields, dict) or fields.get("outcome") not in OUTCOMES:
+            raise ValueError(f"not a verdict: {fields!r:.100}")
+        error, speed = fields.get("error"), fields.get("speed")
+        if not all(n is None or isinstance(n, int | float) for n in (error, speed)):
+            raise ValueError(f"not a verdict: {fields!r:.100}")
+        return cls(fields["outcome"], error, speed, str(fields.get("detail", "")))
+
+
+class VerdictBook:
+    """Verdicts by shape class key, in memory and in one JSON file.
+
+    A file that cannot be read or written costs one log line, and the proofs are run again by the
+    next process; nothing else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem: str | None = None  # why the file cannot be used, for doctor
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+        self._verdicts: dict[str, Verdict] | None = None
+
+    def get(self, key: str) -> Verdict | None:
+        """The verdict, or None where there is none yet."""
+        if self._verdicts is None:
+            with self._lock:
+                if self._verdicts is None:
+                    self._verdicts = self._read()
+        return self._verdicts.get(key)
+
+    def all(self) -> dict[str, Verdict]:
+        """Every verdict by key, sorted."""
+        self.get("")
+        return dict(sorted((self._verdicts or {}).items()))
+
+    def put(self, key: str, verdict: Verdict) -> None:
+        """Keep a verdict, in the file too unless that fails."""
+        self.get("")
+        with self._lock:
+            # Another process may have written since: keep what it found.
+            self._verdicts = self._read() | (self._verdicts or {}) | {key: verdict}
+            kept = {k: asdict(v) for k, v in sorted(self._verdicts.items())}
+            try:
+                _write(self.path, json.dumps(kept, indent=1) + "\n")
+                self.problem = None
+            except OSError as error:
+                self._say(f"Kernel verdicts cannot be kept in {self.path} ({error.strerror}).")
+
+    def _read(self) -> dict[str, Verdict]:
+        try:
+            fields = json.loads(self.path.read_text())
+            return {str(key): Verdict.read(value) for key, value in fields.items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            self._say(f"Kernel verdicts in {self.path} cannot be read ({error.strerror}).")
+        except (ValueError, AttributeError):
+            self._say(f"Kernel verdicts in {self.path} are damaged; the proofs will run again.")
+        return {}
+
+    def _say(self, problem: str) -> None:
+        self.problem = problem
+        if problem not in self._said:
+            self._said.add(problem)
+            log.warning(problem)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file whole, so that no reader and no crash ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def book_path() -> Path:
+    """Where this machine's verdicts are: a file for each chip, macOS, MLX and kernel version."""
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = "_".join(machine().values())
+    return base / "dflash-mlx" / "kernels" / (re.sub(r"[^\w.+-]+", "-", name) + ".json")
+
+
+@cache
+def machine() -> dict[str, str]:
+    """What a verdict depends on: chip, system, MLX, package, and the kernel's own text."""
+    source = attention_kernel.SOURCE.encode()
+    return {
+        "chip": chip(),
+        "system": f"macOS-{platform.mac_ver()[0]}" if platform.mac_ver()[0] else platform.system(),
+        "mlx": f"mlx-{metadata.version('mlx')}",
+        "package": f"dflash-mlx-{_package_version()}",
+        "kernel": hashlib.sha256(source).hexdigest()[:12],
+    }
+
+
+def _package_version() -> str:
+    try:
+        return metadata.version("dflash-mlx")
+    except metadata.PackageNotFoundError:
+        return "source"
+
+
+def chip() -> str:
+    """The processor's name, such as Apple M4 Max."""
+    readers: list[Callable[[], str]] = [_sysctl_chip, _proc_chip, platform.machine]
+    for read in readers:
+        try:
+            if name := read():
+                return name
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return "unknown"
+
+
+def _sysctl_chip() -> str:
+    if sys.platform != "darwin":
+        return ""
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=5, check=True
+    ).stdout.strip()
+
+
+def _proc_chip() -> str:
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return found[1].strip() if found else ""
