@@ -149,14 +149,16 @@ def dequantize_draft(draft: DFlashDraft) -> None:
 def dequantized(layer: nn.Module, dtype: mx.Dtype) -> nn.Linear:
     """The full-precision layer that a quantized one stands for, lazily."""
     plain = nn.Linear(1, 1, bias=False)
-    plain.weight = dequantized_rows(layer, 0, layer.weight.shape[0]).astype(dtype)
+    plain.weight = weight_rows(layer, 0, layer.weight.shape[0]).astype(dtype)
     if "bias" in layer:
         plain.bias = layer.bias
     return plain
 
 
-def dequantized_rows(layer: nn.Module, start: int, stop: int) -> mx.array:
-    """Rows of a quantized layer's weight, [stop - start, width], lazily."""
+def weight_rows(layer: nn.Module, start: int, stop: int) -> mx.array:
+    """Rows of the weight that a layer stands for, [stop - start, width], lazily."""
+    if "scales" not in layer:
+        return layer.weight[start:stop]
     biases = layer.get("biases")
     return mx.dequantize(
         layer.weight[start:stop],
