@@ -1,0 +1,284 @@
+"""The target view: parts, taps, and a model that is left as it was."""
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.generate import generate_step
+
+from dflash_mlx.errors import PairError
+from dflash_mlx.target import TargetView, watch
+
+from .families import drive
+from .families.models import CONFIGS, VOCAB, build, configure
+
+SCALES = {"gemma2": 32**0.5, "gemma4": 32**0.5, "gemma3n": 32**0.5, "granitemoehybrid": 3.0}
+
+
+def state_of(model: nn.Module) -> tuple[list[type], list[tuple[str, mx.array]], list[set[str]]]:
+    """What a caller could see changed: classes, parameters, attribute names."""
+    modules = list(model.modules())
+    names = [set(vars(m)) | set(m) for m in modules]
+    return [type(m) for m in modules], tree_flatten(model.parameters()), names
+
+
+def assert_unchanged(before: Any, model: nn.Module) -> None:
+    classes, parameters, names = state_of(model)
+    assert classes == before[0] and names == before[2]
+    assert [k for k, _ in parameters] == [k for k, _ in before[1]]
+    for (name, new), (_, old) in zip(parameters, before[1], strict=True):
+        assert mx.array_equal(new, old), name
+    assert not watch._swapped
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_5", "gemma4", "rwkv7", "nanbeige", "kimi_k25"])
+def test_taps_are_layer_outputs(family: str) -> None:
+    """Against a copy of the model whose layers were subclassed for good."""
+    model, view = build(family), drive.view_of(family)
+    outputs: list[mx.array] = []
+    for layer in {id(layer): layer for layer in model.layers}.values():
+
+        class Kept(type(layer)):  # type: ignore[misc]
+            def __call__(self, *args: Any, **kwargs: Any) -> Any:
+                out = super().__call__(*args, **kwargs)
+                outputs.append(out[0] if isinstance(out, tuple) else out)
+                return out
+
+        layer.__class__ = Kept
+    tokens = mx.array([[3, 1, 4, 1, 5, 9, 2]])
+    expected = model(tokens, cache=view.make_cache())
+    assert len(outputs) == view.depth
+    taps = (view.depth - 1, 0, 1)
+    logits, features = view.forward(tokens, view.make_cache(), taps)
+    assert features is not None
+    assert mx.array_equal(logits, expected)
+    assert mx.array_equal(features, mx.concatenate([outputs[t] for t in taps], axis=-1))
+    assert features.shape == (1, 7, 3 * view.hidden_size)
+
+
+def test_parallel_streams_are_tapped_as_their_mean() -> None:
+    assert drive.view_of("gemma3n").streams == 3 and drive.view_of("deepseek_v41").streams == 2
+    view = drive.view_of("gemma3n")
+    _, features = view.forward(mx.array([[1, 2, 3]]), view.make_cache(), (0, 1))
+    assert features is not None and features.shape == (1, 3, 2 * view.hidden_size)
+    assert drive.view_of("llama").streams == 1
+
+
+def test_a_tap_outside_the_target_is_named() -> None:
+    view = drive.view_of("llama")
+    with pytest.raises(PairError, match=r"layer 4.*0 to 3"):
+        view.forward(mx.array([[1]]), view.make_cache(), (0, 4))
+    with pytest.raises(PairError):
+        view.check_taps([-1])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_embedding_and_head(family: str) -> None:
+    """The family's scale, and a head that gives the raw logits of a hidden state."""
+    view = drive.view_of(family)
+    tokens = mx.array([[5, 6, 7]])
+    embedded = view.embed(tokens)
+    assert embedded.shape == (1, 3, view.hidden_size)
+    if family in SCALES:
+        assert view.embed_scale == pytest.approx(SCALES[family], rel=1e-5)
+    if not family.startswith(("gemma", "granite", "recurrent_gemma")):
+        assert view.embed_scale == 1.0
+    assert view.head(embedded).shape == (1, 3, VOCAB)
+    assert view.vocab_size == VOCAB
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2"])
+def test_the_head_is_linear_and_reaches_the_logits(family: str) -> None:
+    """No norm, cap or multiplier; after the model's own norm it gives the model's logits."""
+    view, model = drive.view_of(family), drive.model_of(family)
+    a = mx.random.normal((1, 2, view.hidden_size))
+    assert mx.abs(view.head(2 * a) - 2 * view.head(a)).max().item() < 1e-4
+    tokens = mx.array([[1, 2, 3]])
+    logits, last = view.forward(tokens, view.make_cache(), (view.depth - 1,))
+    raw = view.head(model.model.norm(last))
+    if family == "gemma2":
+        raw = mx.tanh(raw / 30.0) * 30.0
+    assert mx.abs(raw - logits).max().item() < 1e-4
+
+
+def test_a_quantized_target_has_the_same_parts() -> None:
+    for family, config in (("qwen3", {}), ("llama", {"tie_word_embeddings": False})):
+        model = configure(
+            family, {**CONFIGS[family][1], "hidden_size": 64, "intermediate_size": 64} | config
+        )
+        nn.quantize(model, group_size=32, bits=4)
+        mx.eval(model.parameters())
+        view = TargetView(model)
+        assert (view.vocab_size, view.hidden_size) == (VOCAB, 64)
+        hidden = view.embed(mx.array([[1, 2]]))
+        assert hidden.shape == (1, 2, 64) and view.head(hidden).shape == (1, 2, VOCAB)
+
+
+def test_a_half_precision_target_keeps_the_exact_scale() -> None:
+    model = build("gemma2")
+    model.set_dtype(mx.bfloat16)
+    view = TargetView(model)
+    assert view.embed_scale == 32**0.5
+    assert view.embed(mx.array([[1]])).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_nothing_stays_patched(family: str) -> None:
+    model = build(family)
+    # gemma3n casts and clips two weights in its own forward: let it settle.
+    model(mx.array([[1, 2]]), cache=drive.view_of(family).make_cache())
+    before = state_of(model)
+    text = [int(t) for t, _ in generate_step(mx.array([3, 1, 4]), model, max_tokens=6)]
+    view = TargetView(model)
+    assert_unchanged(before, model)
+    cache = view.make_cache()
+    view.forward(mx.array([[1, 2, 3]]), cache, (0, 1))
+    transaction = view.begin(cache)
+    transaction.forward(mx.array([[1, 2, 3]]), (0, 1))
+    assert_unchanged(before, model)
+    transaction.commit(1)
+    assert_unchanged(before, model)
+    again = [int(t) for t, _ in generate_step(mx.array([3, 1, 4]), model, max_tokens=6)]
+    assert again == text
+
+
+class _Interrupting(nn.Module):
+    """A layer part that raises once."""
+
+    def __init__(self, inner: nn.Module, error: BaseException):
+        super().__init__()
+        self.inner, self._error = inner, error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt()])
+@pytest.mark.parametrize("family", ["llama", "qwen3_5"])
+def test_an_exception_in_a_layer_leaves_the_model_as_it_was(
+    family: str, error: BaseException
+) -> None:
+    model = build(family)
+    text = [int(t) for t, _ in generate_step(mx.array([3, 1, 4]), model, max_tokens=6)]
+    view = TargetView(model)
+    layer = model.layers[2]
+    inner = layer.mlp
+    layer.mlp = _Interrupting(inner, error)
+    before = [type(m) for m in model.modules()]
+    cache = view.make_cache()
+    with pytest.raises(type(error)):
+        view.forward(mx.array([[1, 2, 3]]), cache, (0, 2))
+    with pytest.raises(type(error)):
+        view.begin(cache).forward(mx.array([[1, 2, 3]]), (0, 3))
+    assert [type(m) for m in model.modules()] == before and not watch._swapped
+    layer.mlp = inner
+    again = [int(t) for t, _ in generate_step(mx.array([3, 1, 4]), model, max_tokens=6)]
+    assert again == text
+
+
+def test_other_threads_are_neither_recorded_nor_disturbed() -> None:
+    """A forward in another thread, in the middle of a tapped one, passes through."""
+    model = build("llama")
+    view = TargetView(model)
+    tokens, other = mx.array([[1, 2, 3]]), mx.array([[9, 8, 7]])
+    expected = view.forward(tokens, view.make_cache(), (0, 3))[1]
+    results: list[Any] = []
+
+    class Meanwhile(nn.Module):
+        def __init__(self, inner: nn.Module):
+            super().__init__()
+            self.inner, self._done = inner, False
+
+        def __call__(self, x: mx.array) -> mx.array:
+            if not self._done:
+                self._done = True
+
+                def work() -> None:
+                    results.append(view.forward(other, view.make_cache(), (3,))[1].shape)
+                    results.append(model(other, cache=view.make_cache()).shape)
+
+                thread = threading.Thread(target=work)
+                thread.start()
+                thread.join()
+            return self.inner(x)
+
+    model.layers[1].mlp = Meanwhile(model.layers[1].mlp)
+    features = view.forward(tokens, view.make_cache(), (0, 3))[1]
+    assert results == [(1, 3, 32), (1, 3, VOCAB)]
+    assert features is not None and expected is not None
+    assert mx.array_equal(features, expected)
+    assert not watch._swapped
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_5", "gemma4", "deepseek_v41"])
+def test_recorded_arrays_die_without_the_collector(family: str) -> None:
+    view = drive.view_of(family)
+    cache = view.make_cache()
+    view.forward(mx.array([[1, 2, 3]]), cache)
+    gc.collect()
+    gc.disable()
+    try:
+        transaction = view.begin(cache)
+        logits, features = transaction.forward(mx.array([[4, 5, 6]]), (0, 1))
+        mx.eval(logits, features)
+        transaction.commit(2)
+        found = [weakref.ref(x) for x in (transaction, logits, features)]
+        del transaction, logits, features
+        assert not any(ref() for ref in found)
+        mx.eval([c.state for c in cache])
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        for _ in range(5):
+            transaction = view.begin(cache)
+            out = transaction.forward(mx.array([[4, 5, 6]]), (0, 1))
+            mx.eval(out)
+            transaction.commit(1)
+            mx.eval([c.state for c in cache])
+        del transaction, out
+        assert mx.get_active_memory() <= before + 20_000
+    finally:
+        gc.enable()
+
+
+def test_an_ordinary_cache_is_marked_by_numbers_alone() -> None:
+    """A reference to the buffers would make every append copy them."""
+    view = drive.view_of("llama")
+    transaction = view.begin(view.make_cache())
+    transaction.forward(mx.array([[1, 2, 3]]))
+    assert [mark for _, _, mark in transaction._marks] == [0] * view.depth
+    assert transaction._replay is None
+
+
+def test_commit_is_checked() -> None:
+    view = drive.view_of("llama")
+    transaction = view.begin(view.make_cache())
+    with pytest.raises(RuntimeError):
+        transaction.commit(1)
+    transaction.forward(mx.array([[1, 2, 3]]))
+    for kept in (0, 4):
+        with pytest.raises(ValueError):
+            transaction.commit(kept)
+    transaction.commit(3)
+    with pytest.raises(RuntimeError):
+        transaction.commit(1)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_nothing_is_evaluated(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = drive.view_of(family)
+
+    def waited(*_: Any, **__: Any) -> None:
+        raise AssertionError("the view waited for the device")
+
+    monkeypatch.setattr(mx, "eval", waited)
+    monkeypatch.setattr(mx, "async_eval", waited)
+    cache = view.make_cache()
+    view.forward(mx.array([[1, 2, 3]]), cache, (0,))
+    transaction = view.begin(cache)
+    transaction.forward(mx.array([[1, 2, 3]]), (0,))
+    transaction.commit(2)
