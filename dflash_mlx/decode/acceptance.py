@@ -105,15 +105,30 @@ def accept_or_resample(p: mx.array, proposals: Proposals) -> tuple[mx.array, mx.
     d = proposals.tokens[:, None]
     m = d.shape[0]
     p_d = mx.take_along_axis(p[:m], d, axis=-1)[:, 0]
-    q_d = _q_of(d, proposals)
-    n = leading(mx.random.uniform(shape=(m,)) * q_d < p_d)
-    row = mx.take(p, n, axis=0)
-    rejected = mx.minimum(n, m - 1)
-    residual = mx.maximum(row - _q_row(rejected, proposals, p.shape[-1]), 0.0)
-    # Rounding can leave nothing of p - q where the two are equal; p itself is right there.
-    use_residual = (n < m) & (residual.sum() > 0)
-    following = mx.random.categorical(mx.log(mx.where(use_residual, residual, row)))
+    n = leading(accepts(p_d, _q_of(d, proposals)))
+    p_n = following_row(p, n)
+    q_n = _q_row(mx.minimum(n, m - 1), proposals, p.shape[-1])
+    following = mx.random.categorical(mx.log(mx.where(n < m, residual(p_n, q_n), p_n)))
     return n, following.astype(mx.int32)
+
+
+def accepts(p_d: mx.array, q_d: mx.array) -> mx.array:
+    """Whether each proposal passes, with probability min(1, p(d) / q(d)): boolean [m]."""
+    return mx.random.uniform(shape=p_d.shape) * q_d < p_d
+
+
+def following_row(p: mx.array, n: mx.array) -> mx.array:
+    """The target's distribution behind the last accepted proposal: [1, V]."""
+    return mx.take(p, n, axis=0)
+
+
+def residual(p_n: mx.array, q_n: mx.array) -> mx.array:
+    """(p - q)+, not normalised: what a rejection leaves to draw from.
+
+    Rounding can leave nothing of it where the two are equal; p itself is right there.
+    """
+    left = mx.maximum(p_n - q_n, 0.0)
+    return mx.where(left.sum() > 0, left, p_n)
 
 
 def _q_of(d: mx.array, proposals: Proposals) -> mx.array:
