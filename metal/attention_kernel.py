@@ -232,6 +232,7 @@ _MERGE = """
 """
 
 
+NAMES = ("block_attention", "block_attention_merge")
 SOURCE = _HEADER + _ATTEND + _MERGE
 
 
@@ -244,7 +245,7 @@ class AttentionKernel:
     def __init__(self, make: Callable[..., Any] = mx.fast.metal_kernel) -> None:
         # Strides are followed, so that no buffer is ever copied to make it contiguous.
         self._attend = make(
-            name="block_attention",
+            name=NAMES[0],
             input_names=[
                 "queries",
                 "context_keys",
@@ -261,7 +262,7 @@ class AttentionKernel:
             ensure_row_contiguous=False,
         )
         self._merge = make(
-            name="block_attention_merge",
+            name=NAMES[1],
             input_names=["parts", "softmax"],
             output_names=["out"],
             source=_MERGE,

@@ -22,7 +22,8 @@ log = logging.getLogger("dflash_mlx.metal")
 VARIABLE = "DFLASH_MLX_KERNELS"
 MODES = ("off", "auto", "on")
 
-_REASONS = {
+# Why a kernel gives way, after "The kernel".
+REASONS = {
     "wrong": "gave wrong results",
     "failed": "does not run",
     "stalled": "stalled",
@@ -127,7 +128,7 @@ class Selection:
         detail = f" ({verdict.detail})" if verdict.detail else ""
         log.warning(
             "The attention kernel %s here for %s%s; plain MLX runs instead.",
-            _REASONS[verdict.outcome],
+            REASONS[verdict.outcome],
             shape.key,
             detail,
         )

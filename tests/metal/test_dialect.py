@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from dflash_mlx.metal import attention_kernel
 
 SOURCES = {

@@ -3,6 +3,9 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from dflash_mlx.metal.attention_kernel import (
     DTYPES,
     HEAD_DIMS,
@@ -12,8 +15,6 @@ from dflash_mlx.metal.attention_kernel import (
     supported,
     visible_bits,
 )
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from . import traffic
 from .cases import KERNEL_TOLERANCE, Case, by_definition, cases, largest_error

@@ -5,6 +5,7 @@ import re
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from dflash_mlx.metal import attention_kernel
 from dflash_mlx.metal.attention_kernel import AttentionKernel
 

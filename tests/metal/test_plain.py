@@ -3,8 +3,9 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from dflash_mlx.metal import attention_plain, block_attention, plain_block_attention
 from hypothesis import example, given, settings
+
+from dflash_mlx.metal import attention_plain, block_attention, plain_block_attention
 
 from .cases import PLAIN_TOLERANCE, Case, by_definition, cases, largest_error
 

@@ -8,6 +8,9 @@ import time
 
 import mlx.core as mx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dflash_mlx.metal import block_attention, plain_block_attention, selection
 from dflash_mlx.metal.attention_kernel import AttentionKernel
 from dflash_mlx.metal.proof import TOLERANCE, compare, difference
@@ -16,8 +19,6 @@ from dflash_mlx.metal.selection import Selection
 from dflash_mlx.metal.shape_class import CONTEXTS, DTYPE_NAMES, LENGTHS, ShapeClass, parse
 from dflash_mlx.metal.shape_class import shape_class as class_of
 from dflash_mlx.metal.verdicts import OUTCOMES, Verdict, VerdictBook, book_path
-from hypothesis import given
-from hypothesis import strategies as st
 
 from .cases import Case
 from .emulator import Emulator, need_compiler
