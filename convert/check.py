@@ -7,21 +7,17 @@ from statistics import median
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from dflash_mlx.api import stream_generate
 from dflash_mlx.checkpoint import is_draft_config, load_draft, load_target, read_config, resolve
+from dflash_mlx.conversation import Template
 from dflash_mlx.convert.report import CheckReport, Measured
 from dflash_mlx.decode.sampling import propose_likeliest
-from dflash_mlx.demo import demo_paths, demo_prompts
-from dflash_mlx.draft import DFlashDraft
+from dflash_mlx.demo import demo_paths
 from dflash_mlx.errors import CheckpointError
+from dflash_mlx.measure.prompts import builtin_questions, demo_questions, rendered
+from dflash_mlx.measure.run import Run, Settings, dflash_run
 from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.published import thinks
 
-PROMPTS = (
-    "Write a Python function that merges two sorted lists into one sorted list.",
-    "A train leaves at 9:40 and arrives at 13:05. How long does it travel? Explain step by step.",
-    "List the planets of the solar system as JSON, with the name and the number of moons of each.",
-    "Explain in a few sentences why the sky is blue.",
-)
 MAX_TOKENS = 128
 _CONTEXT, _WARM, _TIMED = 512, 3, 20
 
@@ -43,65 +39,45 @@ def check_drafts(target: str | Path, before: Path, after: Path) -> CheckReport:
         DFlashError: the target cannot be loaded, or is not the drafts'.
     """
     model, tokenizer = load_target(target)
-    prompts = _prompts(tokenizer, resolve(target))
-    texts, measured = [], []
+    is_demo = resolve(target).resolve() == demo_paths()[0]
+    # The demo target knows nothing of what other models are asked.
+    questions = demo_questions(("held-out",)) if is_demo else builtin_questions()
+    think = None if is_demo or thinks(target, before) else False
+    prompts = rendered(questions, Template(tokenizer, think=think))
+    texts: list[list[list[int]]] = []
+    measured: list[Measured] = []
     for draft in (before, after):
         pair = SpeculativeModel(model, load_draft(draft))
-        tokens, length = _generate(pair, tokenizer, prompts)
-        texts.append(tokens)
+        runs = _run(pair, tokenizer, [prompt.tokens for prompt in prompts])
+        forwards = [forward for run in runs for forward in run.forwards]
+        length = sum(f.emitted for f in forwards) / max(len(forwards), 1)
+        texts.append([run.tokens for run in runs])
         measured.append(Measured(length, _draft_forward_ms(pair)))
         del pair
         mx.clear_cache()
-    return CheckReport(str(target), len(texts[1]), texts[0] == texts[1], *measured)
+    tokens = sum(len(text) for text in texts[1])
+    return CheckReport(str(target), tokens, texts[0] == texts[1], *measured)
 
 
-def _prompts(tokenizer: TokenizerWrapper, target: Path) -> list[list[int]]:
-    """The prompts as token ids; the demo target gets prompts of what it has learnt."""
-    if target.resolve() == demo_paths()[0]:
-        asked = [list(prompt.messages) for prompt in demo_prompts("held-out")]
-    else:
-        asked = [[{"role": "user", "content": text}] for text in PROMPTS]
-    if tokenizer.chat_template is None:
-        return [tokenizer.encode(messages[-1]["content"]) for messages in asked]
-    # Published drafts were mostly trained without thinking; templates without it ignore this.
-    return [
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False)
-        for messages in asked
-    ]
-
-
-def _generate(
-    pair: SpeculativeModel, tokenizer: TokenizerWrapper, prompts: list[list[int]]
-) -> tuple[list[int], float]:
-    """All tokens, and mean tokens per target forward over all prompts."""
-    tokens: list[int] = []
-    emitted = forwards = 0
-    length = pair.draft.block_size - 1
-    for prompt in prompts:
-        for response in stream_generate(pair, tokenizer, prompt, MAX_TOKENS, verify_length=length):
-            tokens.append(response.token)
-        emitted += response.generation_tokens - 1
-        forwards += response.target_forwards
-    return tokens, emitted / max(forwards, 1)
+def _run(
+    pair: SpeculativeModel, tokenizer: TokenizerWrapper, prompts: list[tuple[int, ...]]
+) -> list[Run]:
+    settings = Settings(max_tokens=MAX_TOKENS, verify_length=pair.draft.block_size - 1)
+    return [dflash_run(pair, tokenizer, prompt, settings) for prompt in prompts]
 
 
 def _draft_forward_ms(pair: SpeculativeModel) -> float:
-    """Median time of one block of proposals over a context of 512 positions, head included."""
-    draft: DFlashDraft = pair.draft
+    """Median time of one block of proposals over 512 positions, the target's head included."""
+    draft, view = pair.draft, pair.view
     context = draft.make_context()
-    taps = len(draft.target_layer_ids)
-    draft.extend(context, mx.random.normal((1, _CONTEXT, taps * pair.view.hidden_size)))
+    width = len(draft.target_layer_ids) * view.hidden_size
+    draft.extend(context, mx.random.normal((1, _CONTEXT, width)))
     mx.eval(context.arrays)
-    times = []
+    count, times = draft.block_size - 1, []
     for _ in range(_WARM + _TIMED):
         tic = time.perf_counter()
         proposals = draft.propose(
-            mx.array([0]),
-            context,
-            draft.block_size - 1,
-            pair.view.embed,
-            pair.view.head,
-            propose_likeliest,
+            mx.array([0]), context, count, view.embed, view.head, propose_likeliest
         )
         mx.eval(proposals.tokens)
         times.append(time.perf_counter() - tic)

@@ -79,7 +79,7 @@ def convert(
         DFlashError: settings that do not go together, an output that exists, a draft that cannot
             be read, or a disk that is full. Nothing is left behind then.
     """
-    task = _Task.choose(bits, group_size, mode, dtype, tuple(keep), dequantize)
+    task = Task.choose(bits, group_size, mode, dtype, tuple(keep), dequantize)
     source = resolve(draft, revision, draft=True)
     output = Path(output or _default_name(source, draft, task)).expanduser().absolute()
     check_output(output, source, force)
@@ -103,12 +103,15 @@ def convert(
         report.peak_memory = mx.get_peak_memory()
     report.written = True
     if check is not None:
-        report.check = check_drafts(check, source, output)
+        try:
+            report.check = check_drafts(check, source, output)
+        except DFlashError as error:
+            raise DFlashError(f"{output} is finished, but not checked: {error}") from error
     return report
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """What is asked for: one of quantizing and dequantizing, or neither, and a dtype."""
 
     wanted: Quantization | None
@@ -125,7 +128,7 @@ class _Task:
         dtype: str | None,
         keep: tuple[str, ...],
         dequantize: bool,
-    ) -> "_Task":
+    ) -> "Task":
         quantizing = bits is not None or group_size is not None or mode != "affine"
         if quantizing and dequantize:
             raise DFlashError("A draft is quantized or dequantized, not both; leave one out.")
@@ -143,7 +146,10 @@ class _Task:
     @property
     def words(self) -> str:
         """The task in words."""
-        what = str(self.wanted) if self.wanted else "dequantized" if self.dequantize else "cast"
+        what = "dequantized" if self.dequantize else "as stored"
+        if self.wanted is not None:
+            bits, mode, group = self.wanted.bits, self.wanted.mode, self.wanted.group_size
+            what = f"{bits} bit, {mode}, group size {group}"
         return f"{what}, {self.dtype}" if self.dtype else what
 
     @property
@@ -178,7 +184,7 @@ _Tensor = tuple[tuple[int, ...], mx.Dtype, int]
 
 
 def _plan(
-    source: Path, task: _Task, name: str, output: str
+    source: Path, task: Task, name: str, output: str
 ) -> tuple[list[_Piece], Report, dict[str, Any] | None]:
     """Everything that will be done, with nothing read yet but names and shapes."""
     # Two drafts over the same files: each layer is read once for either, when its turn comes.
@@ -287,7 +293,7 @@ def checksum(array: mx.array) -> int:
     return zlib.crc32(cast(bytes, mx.contiguous(array).view(mx.uint8)))
 
 
-def _config(source: Path, task: _Task, block: dict[str, Any] | None) -> dict[str, Any]:
+def _config(source: Path, task: Task, block: dict[str, Any] | None) -> dict[str, Any]:
     """The source's config.json with the quantization that the result has."""
     config = read_config(source)
     for key in ("quantization", "quantization_config"):
@@ -322,7 +328,7 @@ def _compare(directory: Path, meant: dict[str, _Tensor], block: dict[str, Any] |
         )
 
 
-def _default_name(source: Path, name: str | Path, task: _Task) -> str:
+def _default_name(source: Path, name: str | Path, task: Task) -> str:
     base = Path(name).expanduser().resolve().name if Path(name).exists() else Path(name).name
     base = re.sub(r"-(?:[48]bit|mxfp[48]|nvfp4|bfloat16|float16|float32|dequantized)$", "", base)
     return f"{base}-{task.suffix}"

@@ -60,7 +60,7 @@ class Quantization:
         return cls(layer.group_size, layer.bits, layer.mode) if "scales" in layer else None
 
     def __str__(self) -> str:
-        return f"{self.bits} bit {self.mode}, group size {self.group_size}"
+        return f"{self.bits} bit {self.mode}/{self.group_size}"
 
 
 def linear_layers(draft: DFlashDraft) -> Iterator[tuple[str, nn.Module]]:
