@@ -1,0 +1,56 @@
+"""A draft that knows the text, and is right as often as it is told to be."""
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+
+from dflash_mlx.draft import Context, Proposals
+from dflash_mlx.target import TargetView
+
+
+class SyntheticDraft:
+    """Stands for a DFlashDraft. `text` is the whole sequence, prompt included.
+
+    Each proposal is right with probability `right`, so blocks are accepted in none, in part and
+    as a whole. It checks that the loop keeps its context at the anchor's position.
+    """
+
+    reach = None
+
+    def __init__(
+        self, view: TargetView, text: list[int], right: float, block_size: int = 8, seed: int = 0
+    ):
+        self.text, self.right, self.block_size = text, right, block_size
+        self.target_layer_ids = (0, view.depth - 1)
+        self.vocab = view.vocab_size
+        self.features = len(self.target_layer_ids) * view.hidden_size
+        self.random = random.Random(seed)
+        self.config = SimpleNamespace(
+            hidden_size=view.hidden_size,
+            target_layer_ids=self.target_layer_ids,
+            num_target_layers=view.depth,
+            vocab_size=view.vocab_size,
+            mask_token_id=0,
+        )
+
+    def make_context(self) -> Context:
+        return Context([])
+
+    def extend(self, context: Context, features: mx.array) -> None:
+        assert features.shape[0] == 1 and features.shape[2] == self.features
+        context.offset += features.shape[1]
+
+    def propose(
+        self, anchor: mx.array, context: Context, count: int, embed: Any, head: Any, choose: Any
+    ) -> Proposals:
+        assert anchor.shape == (1,)
+        following = self.text[context.offset + 1 : context.offset + 1 + count]
+        tokens = []
+        for i in range(count):
+            token = following[i] if i < len(following) else 0
+            if self.random.random() >= self.right:
+                token = (token + self.random.randrange(1, self.vocab)) % self.vocab
+            tokens.append(token)
+        return Proposals(mx.array(tokens))
