@@ -1,1 +1,13 @@
 """The dflash-mlx command line."""
+
+from dflash_mlx.cli.app import app
+from dflash_mlx.cli.bench import bench
+from dflash_mlx.cli.generate import generate
+
+for command in (generate, bench):
+    app.command()(command)
+
+
+def main() -> None:
+    """The `dflash-mlx` command."""
+    app()

@@ -8,6 +8,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -69,8 +70,9 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, *, draft: boo
         raise CheckpointError(f"{name} is neither a directory nor a valid hub id.") from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"There is no directory {name}, it is not in the local hub cache, and the hub cannot "
-            "be reached; check the name or the network."
+            f"There is no directory {name}, the local hub cache ({HF_HUB_CACHE}) has no such "
+            "repository, and the hub, from where it would be fetched to there, cannot be reached; "
+            "check the name or the network."
         ) from error
     except Exception as error:
         # The hub client's transport raises classes of its own for a missing network.

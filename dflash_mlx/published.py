@@ -1,52 +1,181 @@
 """The published pairs: which draft was trained for which target."""
 
+import difflib
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from dflash_mlx.errors import CheckpointError
 
-# Draft repository for each target's base name, as published by the authors.
-DRAFTS = {
-    "Qwen3-4B": "z-lab/Qwen3-4B-DFlash-b16",
-    "Qwen3-8B": "z-lab/Qwen3-8B-DFlash-b16",
-    "Qwen3.5-4B": "z-lab/Qwen3.5-4B-DFlash",
-    "Qwen3.5-9B": "z-lab/Qwen3.5-9B-DFlash",
-    "Qwen3.5-27B": "z-lab/Qwen3.5-27B-DFlash",
-    "Qwen3.5-35B-A3B": "z-lab/Qwen3.5-35B-A3B-DFlash",
-    "Qwen3.5-122B-A10B": "z-lab/Qwen3.5-122B-A10B-DFlash",
-    "Qwen3.6-27B": "z-lab/Qwen3.6-27B-DFlash",
-    "Qwen3.6-35B-A3B": "z-lab/Qwen3.6-35B-A3B-DFlash",
-    "Qwen3-Coder-30B-A3B-Instruct": "z-lab/Qwen3-Coder-30B-A3B-DFlash",
-    "Qwen3-Coder-Next": "z-lab/Qwen3-Coder-Next-DFlash",
-    "gpt-oss-20b": "z-lab/gpt-oss-20b-DFlash",
-    "gpt-oss-120b": "z-lab/gpt-oss-120b-DFlash",
-    "Kimi-K2.5": "z-lab/Kimi-K2.5-DFlash",
-    "Llama-3.1-8B-Instruct": "z-lab/LLaMA3.1-8B-Instruct-DFlash-UltraChat",
-    "gemma-4-31b-it": "z-lab/gemma-4-31B-it-DFlash",
-    "gemma-4-26b-a4b-it": "z-lab/gemma-4-26B-A4B-it-DFlash",
-    "gemma-4-12b-it": "z-lab/gemma4-12B-it-DFlash",
-    "Qwen3.8-27B": "z-lab/Qwen3.8-27B-DFlash2",
-}
 
-# What a conversion appends to the base name: bits, formats, quantization recipes.
-_SUFFIX = re.compile(
-    r"-(?:\d+(?:\.\d+)?-?bit|bf16|fp16|fp8|fp4|f16|mlx|mxfp4|mxfp8|nvfp4|q\d+|dwq|awq|gptq|qat|optiq)"
-    r"(?:-.*)?$",
+@dataclass(frozen=True)
+class PublishedPair:
+    """A target's base repository and the draft repository of its authors.
+
+    Attributes:
+        target, draft: hub ids.
+        aliases: other names of the target that conversions use, without an organisation.
+        thinks: whether the draft was trained on texts with thinking.
+    """
+
+    target: str
+    draft: str
+    aliases: tuple[str, ...] = ()
+    thinks: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The target's names in lower case, without an organisation."""
+        return tuple(name.lower() for name in (_last(self.target), *self.aliases))
+
+
+PAIRS = (
+    PublishedPair("Qwen/Qwen3-4B", "z-lab/Qwen3-4B-DFlash-b16", thinks=False),
+    PublishedPair("Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16", thinks=False),
+    PublishedPair("Qwen/Qwen3.5-4B", "z-lab/Qwen3.5-4B-DFlash"),
+    PublishedPair("Qwen/Qwen3.5-9B", "z-lab/Qwen3.5-9B-DFlash"),
+    PublishedPair("Qwen/Qwen3.5-27B", "z-lab/Qwen3.5-27B-DFlash"),
+    PublishedPair("Qwen/Qwen3.5-35B-A3B", "z-lab/Qwen3.5-35B-A3B-DFlash"),
+    PublishedPair("Qwen/Qwen3.5-122B-A10B", "z-lab/Qwen3.5-122B-A10B-DFlash"),
+    PublishedPair("Qwen/Qwen3.6-27B", "z-lab/Qwen3.6-27B-DFlash"),
+    PublishedPair("Qwen/Qwen3.6-35B-A3B", "z-lab/Qwen3.6-35B-A3B-DFlash"),
+    PublishedPair("Qwen/Qwen3.8-27B", "z-lab/Qwen3.8-27B-DFlash2"),
+    PublishedPair(
+        "Qwen/Qwen3-Coder-30B-A3B-Instruct",
+        "z-lab/Qwen3-Coder-30B-A3B-DFlash",
+        ("Qwen3-Coder-30B-A3B",),
+    ),
+    PublishedPair("Qwen/Qwen3-Coder-Next", "z-lab/Qwen3-Coder-Next-DFlash"),
+    PublishedPair("openai/gpt-oss-20b", "z-lab/gpt-oss-20b-DFlash"),
+    PublishedPair("openai/gpt-oss-120b", "z-lab/gpt-oss-120b-DFlash"),
+    PublishedPair("moonshotai/Kimi-K2.5", "z-lab/Kimi-K2.5-DFlash"),
+    PublishedPair(
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "z-lab/LLaMA3.1-8B-Instruct-DFlash-UltraChat",
+        ("Meta-Llama-3.1-8B-Instruct",),
+    ),
+    PublishedPair("google/gemma-4-31b-it", "z-lab/gemma-4-31B-it-DFlash"),
+    PublishedPair("google/gemma-4-26b-a4b-it", "z-lab/gemma-4-26B-A4B-it-DFlash"),
+    PublishedPair("google/gemma-4-12b-it", "z-lab/gemma4-12B-it-DFlash", ("gemma4-12b-it",)),
+)
+
+# What a conversion appends to the name of what it converted: number formats, group sizes,
+# quantization recipes, dates. Anything else makes it another model.
+_CONVERSION = re.compile(
+    r"(?:\d+(?:\.\d+)?bits?|bits?|\d{1,2}|\d{6}|bf16|fp16|fp8|fp4|f16|f32|int4|int8|mlx|mxfp4|mxfp8"
+    r"|nvfp4|o?q\d+(?:\.\d+)?|dwq(?:v\d+)?|awq|gptq|qat|optiq|mixed|ud|dynamic|unquantized|gs?\d+"
+    r"|hi|qx\d+\w*)",
     re.IGNORECASE,
 )
 
 
-def find_draft(path_or_repo: str | Path) -> str:
-    """The published draft of a target, by the target's name.
+def find_pair(path_or_repo: str | Path) -> PublishedPair:
+    """The published pair of a target: a base repository, a conversion of it, or a directory.
+
+    A directory is known by its name, by the hub cache folder it lies in, or by what its
+    config.json and README.md say it was made from.
 
     Raises:
-        CheckpointError: none is known; the message names `draft`.
+        CheckpointError: none is known, or the directory's names lead to several; the message
+            lists what is near.
     """
-    name = str(path_or_repo).rstrip("/").rsplit("/", 1)[-1]
-    base = _SUFFIX.sub("", name).lower()
-    for target, draft in DRAFTS.items():
-        if target.lower() == base:
-            return draft
+    names = list(dict.fromkeys(_names(path_or_repo)))
+    found = list(dict.fromkeys(pair for name in names for pair in _pairs_named(name)))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{path_or_repo} names more than one published target ({_listing(found)}); choose the "
+            "draft with --draft (draft= in Python)."
+        )
+    near = _near(names)
+    hint = f" Near it are {_listing(near)}." if near else ""
     raise CheckpointError(
-        f"No published draft is known for {path_or_repo}; name one with --draft (draft= in Python)."
+        f"No published draft is known for {path_or_repo}; name one with --draft (draft= in "
+        f"Python).{hint}"
     )
+
+
+def find_draft(path_or_repo: str | Path) -> str:
+    """The published draft of a target, as a hub id; raises as `find_pair`."""
+    return find_pair(path_or_repo).draft
+
+
+def thinks(target: str | Path, draft: str | Path) -> bool:
+    """Whether a draft was trained on texts with thinking, as far as the two names tell."""
+    drafts = {name.lower() for name in _names(draft)}
+    targets = [pair for name in _names(target) for pair in _pairs_named(name)]
+    return not any(
+        pair in targets or _last(pair.draft).lower() in drafts for pair in PAIRS if not pair.thinks
+    )
+
+
+def is_conversion_of(pair: PublishedPair, name: str) -> bool:
+    """Whether a name without an organisation is the pair's target or a conversion of it."""
+    return pair in _pairs_named(name)
+
+
+def _pairs_named(name: str) -> list[PublishedPair]:
+    name = name.lower()
+    found = []
+    for pair in PAIRS:
+        for base in pair.names:
+            if name == base or (
+                name.startswith((f"{base}-", f"{base}_"))
+                and all(_CONVERSION.fullmatch(w) for w in re.split("[-_]", name[len(base) + 1 :]))
+            ):
+                found.append(pair)
+                break
+    return found
+
+
+def _last(name: str | Path) -> str:
+    return str(name).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _names(path_or_repo: str | Path) -> Iterator[str]:
+    """Names, without organisations, that a target goes by."""
+    path = Path(path_or_repo).expanduser()
+    yield _last(path_or_repo)
+    if not path.is_dir():
+        return
+    # The hub cache: models--org--name/snapshots/<commit>.
+    for folder in path.absolute().parts:
+        if folder.startswith("models--"):
+            yield folder.rsplit("--", 1)[-1]
+    yield from (_last(name) for name in _origins(path))
+
+
+def _origins(directory: Path) -> Iterator[str]:
+    """What config.json or the front matter of README.md says a directory was made from."""
+    config = _read(directory / "config.json")
+    for match in re.finditer(r'"_name_or_path"\s*:\s*"([^"]+)"', config):
+        yield match.group(1)
+    front = re.match(r"---\s*\n(.*?)\n---", _read(directory / "README.md"), re.DOTALL)
+    if front and not re.search(r"^base_model_relation:\s*(?!quantized)", front.group(1), re.M):
+        listed = re.search(
+            r"^base_model:[ \t]*(\S+)?((?:\n\s*-\s*\S+)*)", front.group(1), re.MULTILINE
+        )
+        if listed:
+            yield from re.findall(r"[\w./-]+/[\w.-]+", listed.group(0))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _near(names: list[str]) -> list[PublishedPair]:
+    known = {name: pair for pair in PAIRS for name in pair.names}
+    near: list[str] = []
+    for name in names:
+        near += [base for base in known if name.lower().startswith(base)]
+        near += difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.75)
+    return list(dict.fromkeys(known[base] for base in near))[:3]
+
+
+def _listing(pairs: list[PublishedPair]) -> str:
+    return ", ".join(f"{pair.draft} for {pair.target}" for pair in pairs)

@@ -1,0 +1,110 @@
+"""The commands, and what happens when one of them fails."""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import dflash_mlx
+from dflash_mlx.cli.options import UsageError
+from dflash_mlx.cli.screen import fail
+from dflash_mlx.errors import DFlashError
+
+
+class Commands(TyperGroup):
+    """One sentence on stderr for whatever goes wrong; 2 for usage, 1 for the rest."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "dflash-mlx",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command line; without `standalone_mode`, return the exit code."""
+        given = sys.argv[1:] if args is None else list(args)
+        debug = "--debug" in given
+        # The group's own option, but people add it to the end of what has just failed.
+        given = [argument for argument in given if argument != "--debug"]
+        code = self._run(given, debug, prog_name=prog_name, complete_var=complete_var, **extra)
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def _run(self, args: Sequence[str], debug: bool, **extra: Any) -> int:
+        try:
+            code = super().main(args, standalone_mode=False, **extra)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except UsageError as error:
+            command = error.ctx.command_path if error.ctx else "dflash-mlx"
+            fail(f"{_sentence(error.format_message())} Try {command} --help.")
+            return 2
+        except (typer.Abort, KeyboardInterrupt):
+            return 130
+        except DFlashError as error:
+            if debug:
+                traceback.print_exc()
+            fail(_sentence(str(error)))
+            return 1
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                return _reader_gone()
+            return _unexpected(error, debug)
+        except Exception as error:
+            return _unexpected(error, debug)
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _reader_gone() -> int:
+    """The reader of our pipe has left: be quiet, also when Python flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _unexpected(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    reason = " ".join(str(error).split()) or "no reason given"
+    hint = "" if debug else " Run it again with --debug to see where."
+    fail(f"Unexpected {type(error).__name__}: {_sentence(reason)}{hint}")
+    return 1
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="dflash-mlx",
+    help="A language model's own text, several times sooner: DFlash speculative decoding on MLX.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dflash-mlx {dflash_mlx.__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

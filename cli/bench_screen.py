@@ -1,0 +1,158 @@
+"""What bench shows in the terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from dflash_mlx.cli.loading import Loaded
+from dflash_mlx.cli.screen import out
+from dflash_mlx.measure.comparison import BenchPrompt, Result
+from dflash_mlx.measure.run import Settings
+from dflash_mlx.measure.summary import Summary, by_kind, overall
+
+_BAR = 30
+
+
+def header(
+    about: dict[str, Any],
+    loaded: Loaded,
+    settings: Settings,
+    prompts: Sequence[BenchPrompt],
+    repeats: int,
+) -> None:
+    """The machine, the pair and the plan."""
+    versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
+    out.print(
+        f"{about['chip']}, {about['cores']} cores, {about['memory_gb']:.0f} GB, {about['system']}, "
+        f"{about['device']}: {about['gflops']:.0f} GFLOP/s in a float32 matrix product",
+        markup=False,
+    )
+    out.print(versions, style="dim", markup=False)
+    temp = f"temperature {settings.temp:g}" if settings.temp else "greedy"
+    out.print(
+        f"{loaded.target} with {loaded.draft}, {len(prompts)} prompts, {temp}, "
+        f"{settings.max_tokens} tokens at most, {repeats}x each way",
+        markup=False,
+    )
+    out.print()
+
+
+def report(results: Sequence[Result]) -> None:
+    """Tables, drawings and the verdict."""
+    total = overall(results)
+    out.print(_table(results, total))
+    out.print()
+    _histogram(total)
+    _positions(total)
+    _verdict(results, total)
+
+
+def _table(results: Sequence[Result], total: Summary) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    table.add_column("\nkind", no_wrap=True)
+    for name in (
+        "prompt\ntokens",
+        "plain\ntok/s",
+        "DFlash\ntok/s",
+        "speed-\nup",
+        "accept.\nlength",
+        "first token\nms, both",
+        "peak memory\nGB, both",
+        "same\ntext",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    outside = {r.prompt.kind for r in results if not r.prompt.counts}
+    rows = by_kind(results)
+    apart = outside if len(outside) < len(rows) else set()
+    for kind in (k for k in rows if k not in apart):
+        _row(table, kind, rows[kind])
+    table.add_section()
+    _row(table, "overall", total, style="bold")
+    if apart:
+        table.add_section()
+        table.add_row(Text("not counted above:", style="dim"))
+    for kind in apart:
+        _row(table, kind, rows[kind])
+    return table
+
+
+def _row(table: Table, name: str, s: Summary, style: str | None = None) -> None:
+    same = {True: "yes", False: "no", None: "-"}[s.identical]
+    table.add_row(
+        Text(name),
+        f"{s.prompt_tokens:.0f}",
+        f"{s.plain.generation_tps:.1f}",
+        f"{s.dflash.generation_tps:.1f}",
+        f"{s.speedup:.2f}x",
+        f"{s.acceptance_length:.2f}",
+        f"{1000 * s.plain.first_token_seconds:.0f} / {1000 * s.dflash.first_token_seconds:.0f}",
+        f"{s.plain.peak_memory:.2f} / {s.dflash.peak_memory:.2f}",
+        same,
+        style=style,
+    )
+
+
+def _bars(title: str, labels: Sequence[str], shares: Sequence[float]) -> None:
+    out.print(title, style="bold")
+    longest = max(shares, default=0) or 1
+    for label, share in zip(labels, shares, strict=True):
+        bar = "█" * round(_BAR * share / longest)
+        out.print(f"{label:>4}  {bar:<{_BAR}} {share:6.1%}", markup=False)
+    out.print()
+
+
+def _histogram(total: Summary) -> None:
+    forwards = sum(total.histogram)
+    if forwards:
+        labels = [str(n + 1) for n in range(len(total.histogram))]
+        shares = [count / forwards for count in total.histogram]
+        _bars("Tokens per target forward", labels, shares)
+
+
+def _positions(total: Summary) -> None:
+    if total.by_position:
+        labels = [str(n + 1) for n in range(len(total.by_position))]
+        _bars("Proposals accepted, by position in the block", labels, total.by_position)
+
+
+def _verdict(results: Sequence[Result], total: Summary) -> None:
+    out.print(
+        f"Speedup {total.speedup:.2f}x{_interval(total)}: {total.plain.generation_tps:.1f} "
+        f"tokens/s plain, {total.dflash.generation_tps:.1f} with DFlash; acceptance length "
+        f"{total.acceptance_length:.2f}.",
+        style="bold",
+        markup=False,
+    )
+    out.print(
+        f"Verify length {total.verify_length:.1f} on average, {total.plain_cycles:.0%} plain "
+        "cycles.",
+        markup=False,
+    )
+    parted = [(i, r.difference) for i, r in enumerate(results, 1) if r.difference]
+    if not parted:
+        compared = any(r.compared for r in results)
+        out.print(
+            "The text is identical, token for token."
+            if compared
+            else "Texts were not compared: they are sampled."
+        )
+    for number, d in parted:
+        out.print(
+            f"Prompt {number} ({results[number - 1].prompt.kind}) differs from token "
+            f"{d.position + 1} on: plain {_shown(d.plain)}, DFlash {_shown(d.dflash)}; there the "
+            f"target's two likeliest tokens lie {d.margin:.2g} apart in log-probability.",
+            markup=False,
+        )
+
+
+def _interval(total: Summary) -> str:
+    if total.speedup_interval is None:
+        return ""
+    low, high = total.speedup_interval
+    return f" (95 % interval {low:.2f} to {high:.2f})"
+
+
+def _shown(token: str | None) -> str:
+    return "had ended" if token is None else repr(token)

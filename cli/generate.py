@@ -1,0 +1,123 @@
+"""dflash-mlx generate: a prompt in, its continuation out."""
+
+import sys
+from contextlib import closing
+from typing import Annotated
+
+import typer
+from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
+
+from dflash_mlx.api import stream_generate
+from dflash_mlx.cli import options
+from dflash_mlx.cli.loading import load_pair
+from dflash_mlx.cli.options import UsageError
+from dflash_mlx.cli.screen import note, stats_line
+from dflash_mlx.conversation import Template, check_positions
+from dflash_mlx.decode import make_sampler
+from dflash_mlx.measure.figures import Figures
+
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        help="The prompt; without it, or with -, it is read from stdin.",
+        show_default=False,
+    ),
+]
+
+
+def generate(
+    prompt: Prompt = None,
+    model: options.Model = None,
+    draft: options.Draft = None,
+    revision: options.Revision = None,
+    draft_revision: options.DraftRevision = None,
+    adapter_path: options.AdapterPath = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    extra_eos_token: options.ExtraEosToken = None,
+    temp: options.Temp = 0.0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    top_k: options.TopK = 0,
+    seed: options.Seed = None,
+    system_prompt: options.SystemPrompt = None,
+    think: options.Think = None,
+    chat_template_config: options.ChatTemplateConfig = None,
+    ignore_chat_template: options.IgnoreChatTemplate = False,
+    prefill_response: options.PrefillResponse = None,
+    max_tokens: options.MaxTokens = 512,
+    verify_length: options.VerifyLength = None,
+    kv_bits: options.KVBits = None,
+    kv_group_size: options.KVGroupSize = 64,
+    quantized_kv_start: options.QuantizedKVStart = DEFAULT_QUANTIZED_KV_START,
+    prefill_step_size: options.PrefillStepSize = 2048,
+) -> None:
+    """Write the answer to one prompt: the text on stdout, its figures on stderr."""
+    text = read_prompt(prompt)
+    loaded = load_pair(
+        options.Pair(
+            model,
+            draft,
+            revision,
+            draft_revision,
+            adapter_path,
+            trust_remote_code,
+            tuple(extra_eos_token or ()),
+        ),
+        seed,
+    )
+    template = Template(
+        loaded.tokenizer,
+        system_prompt,
+        loaded.think(think),
+        chat_template_config or {},
+        ignore_chat_template,
+    )
+    tokens = template.render([{"role": "user", "content": text}], prefill_response)
+    check_positions(loaded.model.target, len(tokens))
+    responses = stream_generate(
+        loaded.model,
+        loaded.tokenizer,
+        tokens,
+        max_tokens,
+        verify_length=verify_length,
+        sampler=make_sampler(temp, top_p, min_p, top_k=top_k),
+        prefill_step_size=prefill_step_size,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        quantized_kv_start=quantized_kv_start,
+    )
+    last, ending = None, ""
+    try:
+        with closing(responses):
+            for last in responses:
+                if last.text:
+                    sys.stdout.write(last.text)
+                    sys.stdout.flush()
+                    ending = last.text[-1]
+    finally:
+        if last is not None:
+            if ending != "\n":
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+            note(stats_line(Figures.of(last)))
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt from the option, or all of stdin.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError("Give a prompt with --prompt, or pipe one in.")
+    if prompt is None or prompt == "-":
+        try:
+            prompt = sys.stdin.read()
+            prompt.encode()
+        except UnicodeError as error:
+            raise UsageError("The prompt on stdin is not UTF-8 text.") from error
+    if not prompt.strip():
+        raise UsageError("The prompt is empty; give some text.")
+    return prompt

@@ -1,0 +1,94 @@
+"""From the options to a loaded pair, with a word about what happens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from dflash_mlx.api import load
+from dflash_mlx.checkpoint import resolve
+from dflash_mlx.cli.options import Pair
+from dflash_mlx.cli.screen import note, working
+from dflash_mlx.errors import DFlashError
+from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.published import find_draft, thinks
+
+
+@dataclass
+class Loaded:
+    """A pair ready to use.
+
+    Attributes:
+        model, tokenizer: as `load` returns them.
+        target, draft: their names as the user knows them.
+        thinks: whether the draft was trained on texts with thinking.
+        demo: whether it is the embedded pair.
+    """
+
+    model: SpeculativeModel
+    tokenizer: TokenizerWrapper
+    target: str
+    draft: str
+    thinks: bool
+    demo: bool
+
+    def think(self, wish: bool | None) -> bool | None:
+        """What to tell the chat template about thinking; None leaves it to the template."""
+        if wish is None and not self.thinks and self.tokenizer.has_thinking:
+            note(f"{self.draft} was trained without thinking, so it is off; --think turns it on.")
+            return False
+        return wish
+
+
+def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
+    """Find, fetch and load a target and its draft.
+
+    Raises:
+        DFlashError: as `dflash_mlx.load`, or an extra end token that the tokenizer lacks.
+    """
+    demo = pair.model is None
+    if pair.model is None:
+        from dflash_mlx.demo import demo_paths
+
+        target_path, draft_path = demo_paths()
+        target, draft = "demo target", "demo draft"
+        if pair.draft is not None:
+            draft, draft_path = pair.draft, _fetch(pair.draft, pair.draft_revision, draft=True)
+        note("No --model given: this is the small demo pair that comes with dflash-mlx.")
+    else:
+        target = pair.model
+        if pair.draft is None:
+            draft = find_draft(target)
+            note(f"Draft for {target}: {draft}")
+        else:
+            draft = pair.draft
+        target_path = _fetch(target, pair.revision)
+        draft_path = _fetch(draft, pair.draft_revision, draft=True)
+    with working(f"Loading {target}"):
+        model, tokenizer = load(
+            target_path,
+            draft_path,
+            adapter_path=pair.adapter_path,
+            trust_remote_code=pair.trust_remote_code,
+        )
+    for token in pair.extra_eos_tokens:
+        _add_end(tokenizer, token)
+    if seed is not None:
+        mx.random.seed(seed)
+    return Loaded(model, tokenizer, target, draft, demo or thinks(target, draft), demo)
+
+
+def _fetch(name: str, revision: str | None, *, draft: bool = False) -> Path:
+    # The hub client draws its own progress bars for what has to be downloaded.
+    return resolve(name, revision, draft=draft)
+
+
+def _add_end(tokenizer: TokenizerWrapper, token: str) -> None:
+    vocabulary = tokenizer.get_vocab()
+    if token not in vocabulary and not (token.isdigit() and int(token) < len(tokenizer)):
+        raise DFlashError(
+            f"{token!r} is no token of this model, so it cannot end the text; give a single token "
+            "or its id to --extra-eos-token."
+        )
+    tokenizer.add_eos_token(token)

@@ -1,0 +1,228 @@
+"""The options that commands share: names and meanings as mlx_lm's."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+# The class that Typer's usage errors share; it exports only this one of them.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+_MODEL, _SAMPLING, _PROMPT, _RUN = "Model", "Sampling", "Prompt", "Running"
+
+
+def verify_length(value: str | int) -> int | str:
+    """`auto`, a number of proposals, or `off` for plain decoding, as `stream_generate` takes it."""
+    if isinstance(value, int) or value == "auto":
+        return value
+    if value == "off":
+        return 0
+    try:
+        length = int(value)
+    except ValueError:
+        length = -1
+    if length < 0:
+        raise typer.BadParameter(f"{value!r} is not auto, off or a number from 0.")
+    return length
+
+
+def json_object(value: str | dict[str, Any]) -> dict[str, Any]:
+    """A JSON object given on the command line."""
+    if isinstance(value, dict):
+        return value
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"it is not JSON: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise typer.BadParameter('it is not a JSON object like {"key": "value"}.')
+    return parsed
+
+
+def token_limit(value: int) -> int:
+    if value == 0 or value < -1:
+        raise typer.BadParameter(f"{value} is neither -1 nor at least 1.")
+    return value
+
+
+def kv_bits(value: int | None) -> int | None:
+    if value is not None and value not in (2, 3, 4, 5, 6, 8):
+        raise typer.BadParameter(f"{value} is not one of 2, 3, 4, 5, 6, 8.")
+    return value
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="The target: a directory or a hub id. Without it, the small demo pair that comes "
+        "with dflash-mlx.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="The draft: a directory or a hub id. Without it, the one published for the target.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        help="Branch, tag or commit of the target's hub repository.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+DraftRevision = Annotated[
+    str | None,
+    typer.Option(
+        help="Branch, tag or commit of the draft's hub repository.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+AdapterPath = Annotated[
+    str | None,
+    typer.Option(
+        help="Trained adapter weights for the target.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the target or its tokenizer.",
+        rich_help_panel=_MODEL,
+    ),
+]
+ExtraEosToken = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A further token that ends the text; may be repeated.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+
+Temp = Annotated[
+    float,
+    typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.", rich_help_panel=_SAMPLING),
+]
+TopP = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Sampling top-p.", rich_help_panel=_SAMPLING)
+]
+MinP = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Sampling min-p.", rich_help_panel=_SAMPLING)
+]
+TopK = Annotated[
+    int, typer.Option(min=0, help="Sampling top-k; 0 is off.", rich_help_panel=_SAMPLING)
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Seed of the random numbers.",
+        show_default=False,
+        rich_help_panel=_SAMPLING,
+    ),
+]
+
+SystemPrompt = Annotated[
+    str | None,
+    typer.Option(help="A system message.", show_default=False, rich_help_panel=_PROMPT),
+]
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think",
+        help="Let the model think first, or not. Without it, as the chat template has it.",
+        show_default=False,
+        rich_help_panel=_PROMPT,
+    ),
+]
+ChatTemplateConfig = Annotated[
+    dict | None,
+    typer.Option(
+        metavar="JSON",
+        parser=json_object,
+        help="Further variables for the chat template.",
+        show_default=False,
+        rich_help_panel=_PROMPT,
+    ),
+]
+IgnoreChatTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-chat-template",
+        help="Give the prompt to the model as it is.",
+        rich_help_panel=_PROMPT,
+    ),
+]
+PrefillResponse = Annotated[
+    str | None,
+    typer.Option(
+        help="A beginning that the answer continues.",
+        show_default=False,
+        rich_help_panel=_PROMPT,
+    ),
+]
+
+MaxTokens = Annotated[
+    int,
+    typer.Option(
+        callback=token_limit,
+        help="The most tokens to write; -1 for no limit.",
+        rich_help_panel=_RUN,
+    ),
+]
+VerifyLength = Annotated[
+    Any,
+    typer.Option(
+        metavar="auto|N|off",
+        parser=verify_length,
+        help="Proposals that each cycle verifies; off is plain decoding. Without it, the whole "
+        "block.",
+        show_default=False,
+        rich_help_panel=_RUN,
+    ),
+]
+KVBits = Annotated[
+    int | None,
+    typer.Option(
+        callback=kv_bits,
+        help="Quantize the target's cache to this many bits.",
+        show_default=False,
+        rich_help_panel=_RUN,
+    ),
+]
+KVGroupSize = Annotated[
+    int, typer.Option(min=1, help="Group size of --kv-bits.", rich_help_panel=_RUN)
+]
+QuantizedKVStart = Annotated[
+    int,
+    typer.Option(min=0, help="Tokens from which on --kv-bits holds.", rich_help_panel=_RUN),
+]
+PrefillStepSize = Annotated[
+    int, typer.Option(min=1, help="Prompt tokens per forward.", rich_help_panel=_RUN)
+]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Which target and draft, and how they are read."""
+
+    model: str | None
+    draft: str | None
+    revision: str | None = None
+    draft_revision: str | None = None
+    adapter_path: str | None = None
+    trust_remote_code: bool = False
+    extra_eos_tokens: tuple[str, ...] = ()

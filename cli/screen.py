@@ -1,0 +1,88 @@
+"""The terminal: the two consoles, and what several commands draw."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dflash_mlx.measure.figures import Figures
+
+
+def _console(stderr: bool) -> Console:
+    # Rich keeps bold and dim under NO_COLOR; people who set it want no escape codes at all.
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(stderr=stderr, color_system=None if plain else "auto", highlight=False)
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
+
+
+def note(text: str) -> None:
+    """A remark beside the output, on stderr."""
+    err.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def fail(text: str) -> None:
+    """The one sentence that an error deserves, on stderr."""
+    err.print(f"dflash-mlx: {text}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A spinner on stderr for as long as the block runs; nothing where no one watches."""
+    if not err.is_terminal:
+        yield
+        return
+    with err.status(text):
+        yield
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr; gives the function (done, total, what) that moves it."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(
+            task, completed=done, total=total, description=what
+        )
+
+
+def stats_line(figures: Figures) -> str:
+    """One line about an answer."""
+    parts = [
+        f"acceptance length {figures.acceptance_length:.2f}",
+        f"{figures.generation_tps:.1f} tokens/s",
+        f"{figures.tokens} {'token' if figures.tokens == 1 else 'tokens'}",
+        f"first token {seconds(figures.first_token_seconds)}",
+    ]
+    if figures.reused_tokens is not None:
+        parts.append(
+            f"prompt {figures.prompt_tokens} tokens, {figures.reused_tokens} of them from the cache"
+        )
+    return " · ".join(parts)
+
+
+def seconds(value: float) -> str:
+    """A duration, in the unit that suits it."""
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def size(nbytes: float) -> str:
+    """Bytes in the unit that suits them, as disks and the hub count."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"

@@ -1,0 +1,91 @@
+"""Messages to token ids, through the tokenizer's chat template."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from dflash_mlx.errors import DFlashError
+
+Message = dict[str, Any]
+
+
+class _Absent(jinja2.Undefined):
+    """A variable that is undefined to a template, and plain enough for what looks at it before."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+@dataclass
+class Template:
+    """How a conversation becomes a prompt.
+
+    Attributes:
+        tokenizer: the target's.
+        system: a system message to begin with.
+        think: whether the model should think first; None leaves it to the template.
+        config: further variables for the template.
+        raw: use no template; the messages' contents follow each other as they are.
+    """
+
+    tokenizer: TokenizerWrapper
+    system: str | None = None
+    think: bool | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    raw: bool = False
+
+    def render(self, messages: Sequence[Message], prefill: str | None = None) -> list[int]:
+        """The prompt that asks for the next assistant message, as token ids.
+
+        Args:
+            messages: user and assistant messages; the system message is put before them.
+            prefill: a beginning that the answer continues.
+
+        Raises:
+            DFlashError: the template refuses the conversation, or nothing is left to run.
+        """
+        ids = self.tokenizer.encode(self.text(messages, prefill), add_special_tokens=self.plain)
+        if not ids:
+            raise DFlashError("The prompt is empty; give at least one token.")
+        return ids
+
+    @property
+    def plain(self) -> bool:
+        """Whether no chat template is used, by choice or because there is none."""
+        return self.raw or not self.tokenizer.has_chat_template
+
+    def text(self, messages: Sequence[Message], prefill: str | None = None) -> str:
+        """What `render` encodes."""
+        if self.plain:
+            parts = [self.system or "", *(m["content"] for m in messages), prefill or ""]
+            return "".join(parts)
+        system: list[Message] = []
+        if self.system is not None:
+            system = [{"role": "system", "content": self.system}]
+        answer: list[Message] = []
+        if prefill is not None:
+            answer = [{"role": "assistant", "content": prefill}]
+        try:
+            return self.tokenizer.apply_chat_template(
+                [*system, *messages, *answer],
+                tokenize=False,
+                add_generation_prompt=prefill is None,
+                continue_final_message=prefill is not None,
+                **self._variables(),
+            )
+        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+            reason = str(error).strip().rstrip(".") or type(error).__name__
+            raise DFlashError(
+                f"The model's chat template refuses this conversation: {reason}."
+            ) from error
+
+    def _variables(self) -> dict[str, Any]:
+        if self.think is not None:
+            return {"enable_thinking": self.think, **self.config}
+        if isinstance(self.tokenizer.chat_template, str):
+            # mlx_lm would decide for the template; an undefined variable is its own default.
+            return {"enable_thinking": _Absent(name="enable_thinking"), **self.config}
+        return dict(self.config)

@@ -1,0 +1,41 @@
+"""The figures of one answer."""
+
+from dataclasses import dataclass
+
+from dflash_mlx.api import GenerationResponse
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one generation did.
+
+    Attributes:
+        acceptance_length: mean tokens per target forward.
+        generation_tps: tokens a second, as mlx_lm counts.
+        tokens: tokens emitted.
+        first_token_seconds: from the call to the first token.
+        prompt_tokens: tokens of the whole prompt.
+        reused_tokens: how many of them a cache already held; None without a cache.
+        peak_memory: in GB.
+    """
+
+    acceptance_length: float
+    generation_tps: float
+    tokens: int
+    first_token_seconds: float
+    prompt_tokens: int
+    reused_tokens: int | None
+    peak_memory: float
+
+    @classmethod
+    def of(cls, last: GenerationResponse, reused: int | None = None) -> "Figures":
+        """The figures of a generation, from its last response."""
+        return cls(
+            acceptance_length=last.acceptance_length,
+            generation_tps=last.generation_tps,
+            tokens=last.generation_tokens,
+            first_token_seconds=last.prompt_tokens / last.prompt_tps,
+            prompt_tokens=last.prompt_tokens + (reused or 0),
+            reused_tokens=reused,
+            peak_memory=last.peak_memory,
+        )

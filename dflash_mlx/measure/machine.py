@@ -1,0 +1,72 @@
+"""The machine that figures come from."""
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+import dflash_mlx
+
+
+def machine() -> dict[str, Any]:
+    """Chip, memory, system, versions, and how fast matrices multiply, as JSON values."""
+    return {
+        "chip": chip(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "device": str(mx.default_device().type).rsplit(".", 1)[-1],
+        "gflops": round(matmul_gflops(), 1),
+        "versions": {
+            "dflash-mlx": dflash_mlx.__version__,
+            "mlx": version("mlx"),
+            "mlx-lm": version("mlx-lm"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def chip() -> str:
+    """The processor's name as its maker has it."""
+    if platform.system() == "Darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def matmul_gflops(enough: float = 0.05) -> float:
+    """GFLOP/s of a float32 matrix product on the default device, the best of three.
+
+    The matrices grow until one product takes `enough` seconds: decoding figures on a CPU depend on
+    the BLAS behind them, and this tells which one it is.
+    """
+    n = 256
+    while True:
+        a = mx.random.normal((n, n), key=mx.random.key(0))
+        mx.eval(a, a @ a)
+        seconds = min(_seconds(a) for _ in range(3))
+        if seconds >= enough or n == 4096:
+            return 2 * n**3 / seconds / 1e9
+        n *= 2
+
+
+def _seconds(a: mx.array) -> float:
+    tic = time.perf_counter()
+    mx.eval(a @ a)
+    return time.perf_counter() - tic

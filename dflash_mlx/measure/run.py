@@ -1,0 +1,140 @@
+"""One timed generation, plain or with DFlash."""
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm import stream_generate as plain_stream_generate
+from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from dflash_mlx.api import stream_generate
+from dflash_mlx.decode import make_sampler
+from dflash_mlx.pairs import SpeculativeModel
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the generations of a comparison share; the names are `stream_generate`'s.
+
+    With `temp` above 0, `seed` is set before every run. `before` is called then too, before any
+    clock starts.
+    """
+
+    max_tokens: int = 256
+    verify_length: Any = None
+    temp: float = 0.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    top_k: int = 0
+    seed: int = 0
+    prefill_step_size: int = 2048
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START
+    before: Callable[[], None] = field(default=lambda: None, compare=False)
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments that mlx_lm's `stream_generate` and ours both take."""
+        return {
+            "max_tokens": self.max_tokens,
+            "sampler": make_sampler(self.temp, self.top_p, self.min_p, top_k=self.top_k),
+            "prefill_step_size": self.prefill_step_size,
+            "kv_bits": self.kv_bits,
+            "kv_group_size": self.kv_group_size,
+            "quantized_kv_start": self.quantized_kv_start,
+        }
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One target forward after the prefill: proposals verified, and how many were accepted."""
+
+    proposed: int
+    accepted: int
+    emitted: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One generation.
+
+    Attributes:
+        tokens: ids emitted, the stop token included.
+        first_seconds: from the call to the first token.
+        decode_seconds: from the first token to the last.
+        peak_memory: in GB, the model's weights included.
+        forwards: target forwards after the prefill; empty for a plain run.
+    """
+
+    tokens: list[int]
+    first_seconds: float
+    decode_seconds: float
+    peak_memory: float
+    forwards: list[Forward]
+
+    @property
+    def decoded(self) -> int:
+        """Tokens after the first one, which the prefill gives."""
+        return len(self.tokens) - 1
+
+
+def plain_run(
+    model: SpeculativeModel, tokenizer: TokenizerWrapper, prompt: Sequence[int], settings: Settings
+) -> Run:
+    """Unmodified mlx_lm on the pair's target; `prompt` are token ids."""
+    _prepare(settings)
+    return _timed(
+        plain_stream_generate(model.target, tokenizer, list(prompt), **settings.arguments())
+    )
+
+
+def dflash_run(
+    model: SpeculativeModel, tokenizer: TokenizerWrapper, prompt: Sequence[int], settings: Settings
+) -> Run:
+    """The pair with DFlash; `prompt` are token ids."""
+    _prepare(settings)
+    return _timed(
+        stream_generate(
+            model,
+            tokenizer,
+            list(prompt),
+            verify_length=settings.verify_length,
+            **settings.arguments(),
+        )
+    )
+
+
+def _prepare(settings: Settings) -> None:
+    settings.before()
+    gc.collect()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    if settings.temp > 0:
+        mx.random.seed(settings.seed)
+
+
+def _timed(responses: Iterable[Any]) -> Run:
+    tokens: list[int] = []
+    forwards: list[Forward] = []
+    proposed = accepted = emitted = seen = 0
+    first = end = tic = time.perf_counter()
+    for r in responses:
+        end = time.perf_counter()
+        if not tokens:
+            first = end
+        tokens.append(int(r.token))
+        if getattr(r, "target_forwards", 0) > seen:
+            # The first token of a new forward: what came before it belongs to the last one.
+            if seen:
+                forwards.append(Forward(proposed, accepted, emitted))
+            proposed, accepted, emitted = r.proposed - sum(f.proposed for f in forwards), 0, 0
+            seen = r.target_forwards
+        accepted += bool(r.from_draft)
+        emitted += 1
+    if seen:
+        forwards.append(Forward(proposed, accepted, emitted))
+    return Run(tokens, first - tic, end - first, mx.get_peak_memory() / 1e9, forwards)

@@ -1,0 +1,100 @@
+"""What `bench --json` writes, as a JSON schema."""
+
+from typing import Any
+
+NUMBER = {"type": "number", "minimum": 0}
+COUNT = {"type": "integer", "minimum": 0}
+SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _side() -> dict[str, Any]:
+    return _object(
+        generation_tps=NUMBER,
+        decode_seconds=NUMBER,
+        tokens=COUNT,
+        first_token_seconds=NUMBER,
+        peak_memory=NUMBER,
+    )
+
+
+FIGURES: dict[str, Any] = {
+    "prompts": {"type": "integer", "minimum": 1},
+    "speedup": NUMBER,
+    "speedup_interval": {"type": ["array", "null"], "items": NUMBER, "minItems": 2, "maxItems": 2},
+    "acceptance_length": NUMBER,
+    "identical": {"type": ["boolean", "null"]},
+    "plain": _side(),
+    "dflash": _side(),
+    "prompt_tokens": NUMBER,
+    "verify_length": NUMBER,
+    "plain_cycles": SHARE,
+    "histogram": {"type": "array", "items": COUNT},
+    "by_position": {"type": "array", "items": SHARE},
+}
+
+_RUNS = {
+    "type": "array",
+    "minItems": 1,
+    "items": _object(tokens=COUNT, first_token_seconds=NUMBER, decode_seconds=NUMBER),
+}
+
+_DIFFERENCE = {
+    "anyOf": [
+        {"type": "null"},
+        _object(
+            position=COUNT,
+            plain={"type": ["string", "null"]},
+            dflash={"type": ["string", "null"]},
+            margin=NUMBER,
+        ),
+    ]
+}
+
+_TEXT = {"type": "string", "minLength": 1}
+
+SCHEMA = _object(
+    summary=_object(**FIGURES),
+    kinds={"type": "object", "minProperties": 1, "additionalProperties": _object(**FIGURES)},
+    prompts={
+        "type": "array",
+        "minItems": 1,
+        "items": _object(
+            **{**FIGURES, "prompt_tokens": COUNT},
+            kind=_TEXT,
+            counts={"type": "boolean"},
+            difference=_DIFFERENCE,
+            runs=_object(plain=_RUNS, dflash=_RUNS),
+        ),
+    },
+    settings=_object(
+        model=_TEXT,
+        draft=_TEXT,
+        repeats={"type": "integer", "minimum": 1},
+        max_tokens={"type": "integer", "minimum": -1},
+        verify_length={"type": ["integer", "string", "null"]},
+        temp=NUMBER,
+        top_p=SHARE,
+        min_p=SHARE,
+        top_k=COUNT,
+        seed=COUNT,
+        kv_bits={"type": ["integer", "null"]},
+    ),
+    machine=_object(
+        chip=_TEXT,
+        cores=COUNT,
+        memory_gb=NUMBER,
+        system=_TEXT,
+        device={"enum": ["cpu", "gpu"]},
+        gflops={"type": "number", "exclusiveMinimum": 0},
+        versions=_object(**{"dflash-mlx": _TEXT, "mlx": _TEXT, "mlx-lm": _TEXT, "python": _TEXT}),
+    ),
+)

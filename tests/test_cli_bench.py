@@ -1,0 +1,195 @@
+"""dflash-mlx bench, as a user runs it."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from dflash_mlx.measure import comparison
+from dflash_mlx.measure.run import Run
+from tests.bench_schema import SCHEMA
+from tests.command_line import complaint, run
+from tests.tiny_pair import BLOCK, SENTENCE, write_pair
+
+
+@pytest.fixture(scope="module")
+def reciting(tmp_path_factory):
+    target, draft = write_pair(tmp_path_factory.mktemp("reciting"), SENTENCE)
+    return ["-m", str(target), "--draft", str(draft)]
+
+
+@pytest.fixture(scope="module")
+def rambling(tmp_path_factory):
+    target, draft = write_pair(tmp_path_factory.mktemp("rambling"))
+    return ["-m", str(target), "--draft", str(draft)]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": "Count.", "kind": "counting"},
+        {"prompt": "Count again.", "kind": "counting"},
+        {"messages": [{"role": "user", "content": "And you?"}], "kind": "asking"},
+        {"prompt": "No kind."},
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    return ["--prompts", str(file)]
+
+
+def report(tmp_path: Path, *arguments: str) -> tuple[dict, str]:
+    file = tmp_path / "report.json"
+    result = run("bench", "--json", str(file), *arguments)
+    assert result.exit_code == 0, result.output
+    written = json.loads(file.read_text())
+    jsonschema.validate(written, SCHEMA)
+    return written, result.stdout
+
+
+def test_report_of_a_prompts_file(tmp_path, prompts, reciting):
+    written, screen = report(tmp_path, "--repeats", "3", *prompts, *reciting)
+    assert [p["kind"] for p in written["prompts"]] == ["counting", "counting", "asking", "prompts"]
+    assert list(written["kinds"]) == ["counting", "asking", "prompts"]
+    assert written["kinds"]["counting"]["prompts"] == 2
+    for entry in written["prompts"]:
+        assert entry["identical"] is True and entry["difference"] is None
+        assert len(entry["runs"]["plain"]) == len(entry["runs"]["dflash"]) == 3
+        # Ten words and the stop token.
+        assert entry["plain"]["tokens"] == entry["dflash"]["tokens"] == 11
+    assert "identical, token for token" in screen
+    assert "counting" in screen and "overall" in screen and "GFLOP/s" in screen
+    assert "\x1b" not in screen
+
+
+def test_figures_follow_from_the_runs(tmp_path, prompts, reciting):
+    written, _ = report(tmp_path, "--repeats", "1", *prompts, *reciting)
+    seconds = {
+        side: sum(p["runs"][side][0]["decode_seconds"] for p in written["prompts"])
+        for side in ("plain", "dflash")
+    }
+    summary = written["summary"]
+    assert summary["speedup"] == pytest.approx(seconds["plain"] / seconds["dflash"])
+    assert summary["plain"]["generation_tps"] == pytest.approx(40 / seconds["plain"])
+    assert summary["dflash"]["generation_tps"] == pytest.approx(40 / seconds["dflash"])
+    assert summary["speedup_interval"] is None
+    emitted = sum((n + 1) * count for n, count in enumerate(summary["histogram"]))
+    assert emitted == 40
+    assert summary["acceptance_length"] == pytest.approx(40 / sum(summary["histogram"]))
+    assert len(summary["by_position"]) == BLOCK - 1
+
+
+def test_builtin_prompts_for_other_models(tmp_path, reciting):
+    written, _ = report(tmp_path, "--repeats", "1", *reciting)
+    assert set(written["kinds"]) == {"mathematics", "code", "prose", "JSON", "editing"}
+    assert all(p["counts"] for p in written["prompts"])
+
+
+def test_plain_decoding_accepts_nothing(tmp_path, prompts, rambling):
+    options = ["--repeats", "1", "--max-tokens", "8", "--verify-length", "off"]
+    written, _ = report(tmp_path, *options, *prompts, *rambling)
+    assert written["summary"]["acceptance_length"] == 1.0
+    assert written["summary"]["plain_cycles"] == 1.0
+    assert written["summary"]["by_position"] == []
+
+
+def test_sampled_texts_are_not_compared(tmp_path, prompts, rambling):
+    options = ["--repeats", "1", "--max-tokens", "8", "--temp", "1", "--seed", "5"]
+    written, screen = report(tmp_path, *options, *prompts, *rambling)
+    assert written["summary"]["identical"] is None
+    assert written["settings"]["seed"] == 5
+    assert "sampled" in screen
+
+
+def test_a_difference_is_shown_with_its_margin(tmp_path, prompts, reciting, monkeypatch):
+    honest = comparison.dflash_run
+
+    def wrong_at_the_third(*arguments):
+        r = honest(*arguments)
+        tokens = [*r.tokens[:2], r.tokens[0], *r.tokens[3:]]
+        return Run(tokens, r.first_seconds, r.decode_seconds, r.peak_memory, r.forwards)
+
+    monkeypatch.setattr(comparison, "dflash_run", wrong_at_the_third)
+    written, screen = report(tmp_path, "--repeats", "1", *prompts, *reciting)
+    assert written["summary"]["identical"] is False
+    difference = written["prompts"][0]["difference"]
+    assert difference["position"] == 2
+    assert difference["plain"] == " three" and difference["dflash"] == "One"
+    assert difference["margin"] > 0
+    assert "differs from token 3 on" in screen
+    assert "identical, token for token" not in screen
+
+
+def test_unequal_lengths_are_a_difference(tmp_path, prompts, reciting, monkeypatch):
+    honest = comparison.dflash_run
+
+    def cut(*arguments):
+        r = honest(*arguments)
+        return Run(r.tokens[:4], r.first_seconds, r.decode_seconds, r.peak_memory, r.forwards)
+
+    monkeypatch.setattr(comparison, "dflash_run", cut)
+    written, screen = report(tmp_path, "--repeats", "1", *prompts, *reciting)
+    difference = written["prompts"][0]["difference"]
+    assert difference["position"] == 4
+    assert difference["plain"] == " five" and difference["dflash"] is None
+    assert "DFlash had ended" in screen
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "There is no prompts file"),
+        ("", "holds no prompts"),
+        ("\n \n", "holds no prompts"),
+        ("nonsense", "line 1 is not JSON"),
+        ('{"prompt": "a"}\n[1]', "line 2 needs an object"),
+        ('{"kind": "a"}', "line 1 needs an object"),
+        ('{"prompt": "a", "messages": []}', "line 1 needs an object"),
+        ('{"prompt": ""}', "line 1 needs a text"),
+        ('{"prompt": 3}', "line 1 needs a text"),
+        ('{"messages": []}', "line 1 needs a text"),
+        ('{"messages": [{"role": "user"}]}', "line 1 needs a text"),
+        ('{"prompt": "a", "kind": 3}', '"kind"'),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_bad_prompts_files(tmp_path, reciting, content, said):
+    file = tmp_path / "prompts.jsonl"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert said in complaint(run("bench", "--prompts", str(file), *reciting), 1)
+
+
+def test_a_directory_is_no_prompts_file(tmp_path, reciting):
+    assert "cannot be read" in complaint(run("bench", "--prompts", str(tmp_path), *reciting), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--repeats", "0"], "--repeats"),
+        (["--cooldown", "-1"], "--cooldown"),
+        (["--json", "/nowhere/at/all.json"], "no directory"),
+        (["--json", "."], "cannot be written"),
+        (["--max-tokens", "0"], "--max-tokens"),
+    ],
+)
+def test_usage_errors(options, said, reciting):
+    assert said in complaint(run("bench", *options, *reciting), 2)
+
+
+def test_plain_and_dflash_alternate_after_a_warm_up(prompts, reciting, monkeypatch):
+    order: list[str] = []
+    for side in ("plain_run", "dflash_run"):
+        honest = getattr(comparison, side)
+
+        def noted(*arguments, side=side, honest=honest):
+            order.append(side.removesuffix("_run"))
+            return honest(*arguments)
+
+        monkeypatch.setattr(comparison, side, noted)
+    assert run("bench", "--repeats", "2", *prompts, *reciting).exit_code == 0
+    assert len(order) == 2 + 2 * 2 * 4
+    pairs = [tuple(order[i : i + 2]) for i in range(0, len(order), 2)]
+    assert all(set(pair) == {"plain", "dflash"} for pair in pairs)
+    assert pairs[0::2] != pairs[1::2]
