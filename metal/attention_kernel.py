@@ -20,7 +20,14 @@ _TARGET_THREADGROUPS = 64
 _MIN_PART, _MAX_PART = 256, 1024
 _NO_WINDOW = 2**31 - 1
 
-_HEADER = """
+_UNROLL = """
+// Arrays of registers must be indexed by constants, or they end up in memory.
+#define UNROLL _Pragma("clang loop unroll(full)")
+"""
+
+_HEADER = (
+    _UNROLL
+    + """
 // A simdgroup matrix keeps two neighbours of a row in each lane.
 inline int fragment_row(uint lane) {
     return (lane / 16) * 4 + (lane / 2) % 4;
@@ -48,6 +55,7 @@ inline float row_sum(float v) {
     return v + simd_shuffle_xor(v, ushort(8));
 }
 """
+)
 
 # A threadgroup serves one KV head, one part of the context and up to 64 rows, that is pairs of a
 # query head that shares the KV head and a row of the block. A simdgroup owns eight of them.
@@ -77,6 +85,7 @@ _ATTEND = """
     T q[D / 4];
     auto query = queries + batch * queries_strides[0]
         + (kv_head * share + row / length) * queries_strides[1] + i * queries_strides[2];
+    UNROLL
     for (int c = 0; c < D / 4; c++) {
         q[c] = static_cast<T>(0.0f);
         if (row < rows) {
@@ -87,6 +96,7 @@ _ATTEND = """
     float factor = scale * 1.44269504f;  // powers of two from here on
 
     simdgroup_matrix<float, 8, 8> out[D / 8];
+    UNROLL
     for (int c = 0; c < D / 8; c++) {
         out[c] = matrix_of(0.0f, 0.0f);
     }
@@ -113,10 +123,11 @@ _ATTEND = """
                     + kv_head * block_values_strides[1] + (block_at + at) * block_values_strides[2]
                 : context_values + batch * context_values_strides[0]
                     + kv_head * context_values_strides[1] + at * context_values_strides[2];
-            auto key_step = in_block ? block_keys_strides[2] : context_keys_strides[2];
-            auto value_step = in_block ? block_values_strides[2] : context_values_strides[2];
-            auto key_unit = in_block ? block_keys_strides[3] : context_keys_strides[3];
-            auto value_unit = in_block ? block_values_strides[3] : context_values_strides[3];
+            // Within a tile 32 bits are enough, and quicker to multiply.
+            int key_step = int(in_block ? block_keys_strides[2] : context_keys_strides[2]);
+            int value_step = int(in_block ? block_values_strides[2] : context_values_strides[2]);
+            int key_unit = int(in_block ? block_keys_strides[3] : context_keys_strides[3]);
+            int value_unit = int(in_block ? block_values_strides[3] : context_values_strides[3]);
             for (int n = thread_position_in_threadgroup.x; n < KEYS * D; n += 32 * SG) {
                 int key = n / D, d = n % D;
                 T k = static_cast<T>(0.0f), v = static_cast<T>(0.0f);
@@ -131,11 +142,14 @@ _ATTEND = """
         threadgroup_barrier(mem_flags::mem_threadgroup);
 
         simdgroup_matrix<float, 8, 8> weights[KEYS / 8];
+        UNROLL
         for (int b = 0; b < KEYS / 8; b++) {
             weights[b] = matrix_of(0.0f, 0.0f);
         }
+        UNROLL
         for (int c = 0; c < D / 8; c++) {
             auto q_part = matrix_of(static_cast<float>(q[2 * c]), static_cast<float>(q[2 * c + 1]));
+            UNROLL
             for (int b = 0; b < KEYS / 8; b++) {
                 int from = (8 * b + at_column) * PITCH + 8 * c + at_row;  // transposed
                 auto k_part = matrix_of(static_cast<float>(key_tile[from]),
@@ -145,7 +159,9 @@ _ATTEND = """
         }
 
         float before = best;
+        UNROLL
         for (int b = 0; b < KEYS / 8; b++) {
+            UNROLL
             for (int e = 0; e < 2; e++) {
                 int key = 8 * b + at_column + e;
                 bool seen = key < count;
@@ -159,19 +175,23 @@ _ATTEND = """
             }
         }
         best = row_max(best);
-        float rescale = metal::exp2(before - best);
+        float rescale = metal::fast::exp2(before - best);
         total *= rescale;
+        UNROLL
         for (int b = 0; b < KEYS / 8; b++) {
+            UNROLL
             for (int e = 0; e < 2; e++) {
                 float score = weights[b].thread_elements()[e];
-                float weight = score == LOWEST ? 0.0f : metal::exp2(score - best);
+                float weight = score == LOWEST ? 0.0f : metal::fast::exp2(score - best);
                 weights[b].thread_elements()[e] = weight;
                 total += weight;
             }
         }
+        UNROLL
         for (int c = 0; c < D / 8; c++) {
             out[c].thread_elements()[0] *= rescale;
             out[c].thread_elements()[1] *= rescale;
+            UNROLL
             for (int b = 0; b < KEYS / 8; b++) {
                 int from = (8 * b + at_row) * PITCH + 8 * c + at_column;
                 auto v_part = matrix_of(static_cast<float>(value_tile[from]),
@@ -184,6 +204,7 @@ _ATTEND = """
     total = row_sum(total);
     if (row < rows) {
         size_t to = (size_t(part) * threadgroups_per_grid.z + pair) * rows + row;
+        UNROLL
         for (int c = 0; c < D / 8; c++) {
             parts[to * D + 8 * c + at_column] = out[c].thread_elements()[0];
             parts[to * D + 8 * c + at_column + 1] = out[c].thread_elements()[1];
@@ -209,13 +230,15 @@ _MERGE = """
         best = max(best, softmax[2 * (size_t(part) * rows + row)]);
     }
     float total = 0.0f, sum[R];
+    UNROLL
     for (int r = 0; r < R; r++) {
         sum[r] = 0.0f;
     }
     for (int part = 0; part < count; part++) {
         size_t from = size_t(part) * rows + row;
-        float weight = metal::exp2(softmax[2 * from] - best);
+        float weight = metal::fast::exp2(softmax[2 * from] - best);
         total += weight * softmax[2 * from + 1];
+        UNROLL
         for (int r = 0; r < R; r++) {
             int d = lane + 32 * r;
             if (d < D) {
@@ -223,6 +246,7 @@ _MERGE = """
             }
         }
     }
+    UNROLL
     for (int r = 0; r < R; r++) {
         int d = lane + 32 * r;
         if (d < D) {
@@ -266,6 +290,7 @@ class AttentionKernel:
             input_names=["parts", "softmax"],
             output_names=["out"],
             source=_MERGE,
+            header=_UNROLL,
         )
 
     def __call__(

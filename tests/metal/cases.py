@@ -29,6 +29,7 @@ class Case:
     dtype: str = "float32"
     batch: int = 1
     seed: int = 0
+    spread: float = 1.0  # of the scores
 
     def arrays(self) -> dict:
         """Keyword arguments of block_attention.
@@ -44,7 +45,7 @@ class Case:
         block = (self.batch, self.kv_heads, self.length, self.dim)
         end = self.context_length + (self.length if self.in_buffer else 0)
         capacity = end + int(random.integers(0, 5)) + 1
-        queries = draw(self.batch, self.kv_heads * self.ratio, self.length, self.dim)
+        queries = draw(self.batch, self.kv_heads * self.ratio, self.length, self.dim) * self.spread
         buffers = []
         for _ in "kv":
             buffer = draw(self.batch, self.kv_heads, capacity, self.dim)

@@ -7,6 +7,11 @@
 
 #pragma once
 
+#ifdef __APPLE__
+#define _XOPEN_SOURCE 700  // for ucontext
+#define _DARWIN_C_SOURCE
+#endif
+
 #include <csetjmp>
 #include <cmath>
 #include <cstdint>

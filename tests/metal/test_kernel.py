@@ -45,6 +45,14 @@ def test_agrees_with_the_definition(case):
     check(case)
 
 
+def test_scores_far_apart():
+    # The running maximum moves by hundreds, within a part and between parts.
+    call = Case(length=9, dim=32, ratio=2, context_length=700, mask="tree", spread=100).arrays()
+    call["context_keys"] *= mx.linspace(0.1, 3, call["context_keys"].shape[2])[:, None]
+    out = AttentionKernel(Emulator().metal_kernel)(**call)
+    assert largest_error(out, by_definition(**call)) <= 1e-3
+
+
 @pytest.mark.parametrize("dim", HEAD_DIMS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_every_head_size_and_dtype(dim, dtype):
