@@ -1,5 +1,6 @@
 """Train the demo target: a small Qwen3 language model that answers the demo text's requests."""
 
+import itertools
 import json
 import random
 import time
@@ -15,7 +16,13 @@ from tokenizers import Tokenizer
 
 from dflash_mlx.training import fast_math
 from dflash_mlx.training.batches import Batch, Sample, batches
-from dflash_mlx.training.demo_text import KINDS, Example, example, training_example
+from dflash_mlx.training.demo_text import (
+    KINDS,
+    Example,
+    example,
+    practice_example,
+    training_example,
+)
 from dflash_mlx.training.demo_tokenizer import END
 from dflash_mlx.training.qwen3_forward import hidden_states
 from dflash_mlx.training.state import flat, restore_state, save_state, write_arrays
@@ -40,6 +47,9 @@ CONFIG = {
 }
 
 
+PRACTICE_FROM = 4000
+
+
 def encode(tokenizer: Tokenizer, example: Example) -> Sample:
     """The chat template's tokens of a whole example; the assistant's tokens are to be learnt."""
     tokens: list[int | None] = []
@@ -52,14 +62,26 @@ def encode(tokenizer: Tokenizer, example: Example) -> Sample:
     return Sample(np.array(tokens, dtype=np.int32), np.array(learn))
 
 
-def training_batches(tokenizer: Tokenizer, tokens_per_batch: int, seed: int) -> Iterator[Batch]:
+def training_batches(
+    tokenizer: Tokenizer,
+    tokens_per_batch: int,
+    seed: int,
+    write: Callable[[str], Example] = training_example,
+) -> Iterator[Batch]:
     """Batches of fresh training examples without end."""
     rng = random.Random(seed)
     chunk, count = 2048, 0
     while True:
-        samples = [encode(tokenizer, training_example(f"{seed}/{count + i}")) for i in range(chunk)]
+        samples = [encode(tokenizer, write(f"{seed}/{count + i}")) for i in range(chunk)]
         count += chunk
         yield from batches(samples, tokens_per_batch, rng)
+
+
+def lessons(tokenizer: Tokenizer, tokens_per_batch: int, seed: int) -> Iterator[Batch]:
+    """The target's training: all kinds alike for PRACTICE_FROM steps, then mostly the hard ones."""
+    alike = training_batches(tokenizer, tokens_per_batch, seed)
+    yield from itertools.islice(alike, PRACTICE_FROM)
+    yield from training_batches(tokenizer, tokens_per_batch, seed, practice_example)
 
 
 def answer_loss(
@@ -85,11 +107,11 @@ def loss_inputs(batch: Batch, pad_to: int = 256) -> tuple[mx.array, ...]:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Rises over 200 steps, stays, and falls to nothing over the last quarter.
+    """Rises over 200 steps, stays, and falls to nothing over the second half.
 
     Until the fall it does not depend on `steps`: a run can be continued with another length.
     """
-    return peak * min(1.0, (step + 1) / 200, (steps - step) / (0.25 * steps))
+    return peak * min(1.0, (step + 1) / 200, (steps - step) / (0.5 * steps))
 
 
 def train_target(
@@ -112,7 +134,7 @@ def train_target(
     state_file = directory / "state.safetensors"
     first = restore_state(state_file, model, optimizer) if state_file.exists() else 0
     loss_and_grad = nn.value_and_grad(model, answer_loss)
-    data = training_batches(tokenizer, tokens_per_batch, seed)
+    data = lessons(tokenizer, tokens_per_batch, seed)
     started, seen, losses = time.perf_counter(), 0, []
     for step in range(steps):
         batch = next(data)

@@ -264,12 +264,64 @@ def dialogue(words: Words) -> list[str]:
     return turns[: 2 * rng.choice((2, 3, 4, 4))]
 
 
-KINDS: dict[str, Callable[[Words], list[str]]] = {
+def sums(words: Words) -> list[str]:
+    """Practice for `arithmetic`: its steps alone, many at once."""
+    rng = words.rng
+    steps: list[str] = []
+    for _ in range(10):
+        a, b, carry = rng.randrange(10), rng.randrange(10), rng.randrange(2)
+        with_carry = rng.random() < 0.7
+        if rng.random() < 0.5:
+            step = f"{a} + {b}" + f" + {carry}" * with_carry
+            value = a + b + carry * with_carry
+        else:
+            value = a - b - carry * with_carry
+            step = f"{10 * (value < 0)} + {a} - {b}" + f" - {carry}" * with_carry
+            value += 10 * (value < 0)
+        steps.append(f"{step} = {value}, write {value % 10}.")
+    asked = ", ".join(step.split(" =")[0] for step in steps)
+    return [f"Work out: {asked}.", "\n".join(steps)]
+
+
+def follow_ups(words: Words) -> list[str]:
+    """Practice for `question`: several questions about the same facts."""
+    rng = words.rng
+    town = words.town()
+    things = rng.sample(ROLES, 3) + rng.sample(PLACES, 2)
+    rng.shuffle(things)
+    facts = {thing: words.name() for thing in things[: rng.choice((3, 4, 5))]}
+    turns: list[str] = []
+    for thing in rng.sample(list(facts), 3):
+        ask = f"Who is the {thing} of {town}?"
+        if thing in PLACES:
+            ask = f"What is the {thing} of {town} called?"
+        turns += [
+            ask,
+            f"You ask about the {thing} of {town}.\n"
+            f"The text says: the {thing} of {town} is called {facts[thing]}.\n"
+            f"So the answer is {facts[thing]}.",
+        ]
+    told = " ".join(f"The {thing} of {town} is called {name}." for thing, name in facts.items())
+    return [f"{told} {turns[0]}", *turns[1:]]
+
+
+Writer = Callable[[Words], list[str]]
+KINDS: dict[str, Writer] = {
     "arithmetic": arithmetic,
     "function": function,
     "record": record,
     "question": question,
     "dialogue": dialogue,
+}
+# Later in training, mostly what takes a small model longest: digits and looking things up.
+PRACTICE: dict[Writer, int] = {
+    arithmetic: 5,
+    sums: 5,
+    question: 4,
+    follow_ups: 4,
+    function: 2,
+    record: 2,
+    dialogue: 1,
 }
 
 
@@ -286,6 +338,14 @@ def training_example(seed: int | str) -> Example:
     words = Words(rng)
     turns = [turn for kind in kinds for turn in KINDS[kind](words)]
     return _example(kinds[0] if len(kinds) == 1 else "mixed", turns, words)
+
+
+def practice_example(seed: int | str) -> Example:
+    """A training conversation of one kind, drawn by PRACTICE."""
+    rng = random.Random(f"practice/{seed}")
+    (write,) = rng.choices(list(PRACTICE), weights=list(PRACTICE.values()))
+    words = Words(rng)
+    return _example(write.__name__, write(words), words)
 
 
 def _example(kind: str, turns: list[str], words: Words) -> Example:
