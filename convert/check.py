@@ -10,7 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from dflash_mlx.checkpoint import is_draft_config, load_draft, load_target, read_config, resolve
 from dflash_mlx.conversation import Template
 from dflash_mlx.convert.report import CheckReport, Measured
-from dflash_mlx.decode.sampling import propose_likeliest
+from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.demo import demo_paths
 from dflash_mlx.errors import CheckpointError
 from dflash_mlx.measure.prompts import builtin_questions, demo_questions, rendered
@@ -76,9 +76,7 @@ def _draft_forward_ms(pair: SpeculativeModel) -> float:
     count, times = draft.block_size - 1, []
     for _ in range(_WARM + _TIMED):
         tic = time.perf_counter()
-        proposals = draft.propose(
-            mx.array([0]), context, count, view.embed, view.head, propose_likeliest
-        )
+        proposals = draft.propose(mx.array([0]), context, count, view.embed, view.head, Likeliest())
         mx.eval(proposals.tokens)
         times.append(time.perf_counter() - tic)
     return median(times[_WARM:]) * 1000

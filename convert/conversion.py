@@ -278,7 +278,7 @@ def _evaluate(piece: _Piece) -> None:
 
 def relative_error(before: nn.Module, after: nn.Module) -> float:
     """Norm of the change of a linear layer's weight, over the norm of the weight."""
-    rows = max(1, 2**22 // width(after))
+    rows = max(1, 2**18 // width(after))
     change = norm = mx.array(0.0)
     for start in range(0, after.weight.shape[0], rows):
         old = weight_rows(before, start, start + rows).astype(mx.float32)
