@@ -124,7 +124,7 @@ def stream_generate(
     kv_group_size: int = 64,
     quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START,
     prompt_progress_callback: Callable[[int, int], None] | None = None,
-    sample_proposals: bool = False,
+    sample_proposals: bool | None = None,
 ) -> Generator[GenerationResponse, None, None]:
     """Generate text, one response per token; the arguments mean what they mean in mlx_lm.
 
@@ -144,7 +144,8 @@ def stream_generate(
         kv_bits, kv_group_size, quantized_kv_start: quantization of the target's cache.
         prompt_progress_callback: called with prompt tokens done and their total.
         sample_proposals: above temperature 0 and with our samplers, draw the proposals from the
-            draft's distribution rather than take its likeliest tokens; exact either way.
+            draft's distribution rather than take its likeliest tokens; exact either way. None
+            takes what is accepted more often: drawn for DFlash 2, likeliest for DFlash 1.
 
     Raises:
         DFlashError: an argument that cannot be meant.

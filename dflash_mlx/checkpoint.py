@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load as load_mlx_lm
 
-from dflash_mlx.draft import DFlashDraft, DraftConfig
+from dflash_mlx.draft import DFlash2Draft, DFlashDraft, DraftConfig
 from dflash_mlx.draft.dtype import parameters, set_activation_dtype
 from dflash_mlx.draft.quantize import Quantization, quantize_draft, quantize_like
 from dflash_mlx.errors import CheckpointError
@@ -251,7 +251,7 @@ def assemble_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashD
         CheckpointError: a tensor is missing, left over, or has another shape or kind of numbers
             than the config says.
     """
-    draft = DFlashDraft(config)
+    draft = DFlashDraft(config) if config.dflash2 is None else DFlash2Draft(config)
     if config.quantization is not None:
         quantize_like(draft, config.quantization, tensors)
     wanted = parameters(draft)

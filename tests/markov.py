@@ -53,6 +53,7 @@ class TableDraft:
     block_size = 4
     target_layer_ids = (0,)
     reach = None
+    samples_proposals = False
 
     def __init__(self, table: np.ndarray):
         self.table = mx.array(table, mx.float32)

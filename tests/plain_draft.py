@@ -1,4 +1,4 @@
-"""The DFlash 1 forward in plain NumPy float64, straight from the formulas.
+"""The forwards of DFlash 1 and 2 in plain NumPy float64, straight from the formulas.
 
 It shares nothing with the library: no cache, no fusing, no windowed buffers. Every call computes
 keys and values of the whole context again.
@@ -75,10 +75,51 @@ def layer_forward(
     t: Tensors, config: dict[str, Any], layer: int, x: np.ndarray, c: np.ndarray
 ) -> np.ndarray:
     name, eps = f"layers.{layer}", config["rms_norm_eps"]
-    x = x + attention(t, config, layer, rms_norm(x, t[f"{name}.input_layernorm.weight"], eps), c)
+    u = rms_norm(x, t[f"{name}.input_layernorm.weight"], eps)
+    out = attention(t, config, layer, convolve(t, f"{name}.attention_conv", 0, u, u), c)
+    x = x + convolve(t, f"{name}.attention_conv", 1, u, out)
     u = rms_norm(x, t[f"{name}.post_attention_layernorm.weight"], eps)
-    gate, up = linear(t, f"{name}.mlp.gate_proj", u), linear(t, f"{name}.mlp.up_proj", u)
-    return x + linear(t, f"{name}.mlp.down_proj", silu(gate) * up)
+    out = mlp(t, f"{name}.mlp", convolve(t, f"{name}.mlp_conv", 0, u, u))
+    return x + convolve(t, f"{name}.mlp_conv", 1, u, out)
+
+
+def mlp(t: Tensors, name: str, x: np.ndarray) -> np.ndarray:
+    gate, up = linear(t, f"{name}.gate_proj", x), linear(t, f"{name}.up_proj", x)
+    return linear(t, f"{name}.down_proj", silu(gate) * up)
+
+
+def convolve(t: Tensors, name: str, side: int, u: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """DFlash 2's convolution of x [L, H] driven by u [L, H]; DFlash 1 has none."""
+    if f"{name}.base_kernel" not in t:
+        return x
+    base = t[f"{name}.base_kernel"]
+    _, taps, dim = base.shape
+    P = t[f"{name}.kernel_projection.weight"]
+    groups = P.shape[0] // (2 * taps)
+    y = np.zeros_like(x)
+    for row in range(len(x)):
+        D = (P @ u[row]).reshape(2, taps, groups)
+        for tap in range(min(taps, row + 1)):
+            for channel in range(dim):
+                weight = base[side, tap, channel] + D[side, tap, channel // (dim // groups)]
+                y[row, channel] += weight * x[row - tap, channel]
+    return y
+
+
+def select(
+    t: Tensors, anchor: int, hidden: np.ndarray, logits: np.ndarray, top_k: int
+) -> tuple[list[int], list[dict[int, float]]]:
+    """DFlash 2's chain at temperature 0, and the scores of each position's candidates."""
+    A = t["candidate_selector.predecessor_codebook"]
+    B = t["candidate_selector.successor_codebook"]
+    W = t["candidate_selector.hidden_projection.weight"]
+    before, tokens, scores = anchor, [], []
+    for h, row in zip(hidden, logits, strict=True):
+        candidates = np.argsort(-row)[:top_k]
+        scores.append({int(b): row[b] + (A[before] * (W @ h)) @ B[b] for b in candidates})
+        before = max(scores[-1], key=lambda b: scores[-1][b])
+        tokens.append(before)
+    return tokens, scores
 
 
 def layer_outputs(

@@ -18,6 +18,7 @@ class SyntheticDraft:
     """
 
     reach = None
+    samples_proposals = False
 
     def __init__(
         self, view: TargetView, text: list[int], right: float, block_size: int = 8, seed: int = 0

@@ -6,7 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from dflash_mlx.checkpoint import build_draft
-from dflash_mlx.draft import DFlashDraft, DraftConfig
+from dflash_mlx.draft import DFlash2Draft, DFlashDraft, DraftConfig
 from tests import plain_draft
 
 TAPS = 3
@@ -46,12 +46,13 @@ VARIANTS = {
 
 def random_draft(config: dict, seed: int = 0) -> tuple[DFlashDraft, plain_draft.Tensors]:
     mx.random.seed(seed)
-    draft = DFlashDraft(DraftConfig.from_dict(config))
+    parsed = DraftConfig.from_dict(config)
+    draft = DFlash2Draft(parsed) if parsed.dflash2 else DFlashDraft(parsed)
     tensors = {
         name: mx.random.normal(a.shape) * (0.2 if a.ndim == 2 else 0.3) + (a.ndim == 1)
         for name, a in tree_flatten(draft.parameters())
     }
-    built = build_draft(DraftConfig.from_dict(config), tensors)
+    built = build_draft(parsed, tensors)
     return built, {name: np.array(a, np.float64) for name, a in tensors.items()}
 
 

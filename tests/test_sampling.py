@@ -5,7 +5,6 @@ in a million; four planted errors show that it would notice.
 """
 
 from collections import Counter
-from collections.abc import Callable
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +13,7 @@ from mlx_lm.sample_utils import make_sampler as mlx_lm_sampler
 
 from dflash_mlx import make_sampler
 from dflash_mlx.decode import acceptance, loop
+from dflash_mlx.decode.sampling import Drawn
 from dflash_mlx.draft import Proposals
 from tests.markov import (
     VOCAB,
@@ -109,13 +109,10 @@ def own_last_row(p: mx.array, n: mx.array) -> mx.array:
     return mx.take(p, mx.minimum(n, p.shape[0] - 2), axis=0)
 
 
-def unfiltered_q(sampler: Callable) -> Callable:
-    def choose(logits: mx.array) -> Proposals:
+class UnfilteredQ(Drawn):
+    def __call__(self, logits: mx.array) -> Proposals:
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        drawn = mx.random.categorical(mx.log(sampler.probabilities(logprobs)))
-        return Proposals(drawn, mx.exp(logprobs))
-
-    return choose
+        return Proposals(super().__call__(logits).tokens, mx.exp(logprobs))
 
 
 # What is broken, and a sampler and draft under which it matters.
@@ -123,7 +120,7 @@ PLANTED = {
     "missing residual": (acceptance, "residual", lambda p, q: p, "temperature", wavering_draft),
     "unclipped ratio": (acceptance, "accepts", cumulative_ratio, "temperature", wavering_draft),
     "wrong bonus row": (acceptance, "following_row", own_last_row, "top-p", agreeing_draft),
-    "unfiltered q": (loop, "propose_sampled", unfiltered_q, "top-k", agreeing_draft),
+    "unfiltered q": (loop, "Drawn", UnfilteredQ, "top-k", agreeing_draft),
 }
 
 

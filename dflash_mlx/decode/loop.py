@@ -18,15 +18,10 @@ from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.decode.emission import Emission, Token
 from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.decode.interrupts import Interrupts
-from dflash_mlx.decode.sampling import (
-    Sampler,
-    VisibleSampler,
-    propose_likeliest,
-    propose_sampled,
-)
+from dflash_mlx.decode.sampling import Drawn, Likeliest, Sampler, VisibleSampler
 from dflash_mlx.decode.schedule import VerifyLength
 from dflash_mlx.decode.statistics import Statistics
-from dflash_mlx.draft import DFlashDraft, Proposals
+from dflash_mlx.draft import Choice, DFlashDraft, Proposals
 from dflash_mlx.errors import UnsupportedTarget
 from dflash_mlx.target import TargetView, Transaction
 
@@ -36,7 +31,7 @@ class Options:
     """How a generation runs; the names and meanings of mlx_lm's `generate_step`.
 
     `sample_proposals` draws proposals from the draft's own distribution where the sampler's can
-    be seen; otherwise they are the draft's likeliest tokens.
+    be seen; otherwise they are the draft's likeliest tokens. None leaves it to the draft.
     """
 
     max_tokens: int = 256
@@ -48,7 +43,7 @@ class Options:
     kv_group_size: int = 64
     quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START
     prompt_progress_callback: Callable[[int, int], None] = lambda done, total: None
-    sample_proposals: bool = False
+    sample_proposals: bool | None = None
 
 
 class Decoder:
@@ -75,9 +70,12 @@ class Decoder:
         self.finished = False
         sampler = options.sampler
         self._rule = acceptance_rule(sampler, options.logits_processors)
-        self._choose: Callable[[mx.array], Proposals] = propose_likeliest
-        if options.sample_proposals and isinstance(sampler, VisibleSampler):
-            self._choose = propose_sampled(sampler)
+        sampled = options.sample_proposals
+        if sampled is None:
+            sampled = draft.samples_proposals
+        self._choose: Choice = Likeliest()
+        if sampled and isinstance(sampler, VisibleSampler):
+            self._choose = Drawn(sampler)
         self._taps: Sequence[int] = draft.target_layer_ids if drafting or keep_cache else ()
         self._feed = ContextFeed(draft, cache.context)
         self._interrupts = Interrupts()

@@ -105,17 +105,23 @@ def make_sampler(
     )
 
 
-def propose_likeliest(logits: mx.array) -> Proposals:
-    """The likeliest token of each row of logits [m, V]; q is one-hot."""
-    return Proposals(mx.argmax(logits, axis=-1))
+class Likeliest:
+    """Proposes the likeliest token of each row; q is one-hot."""
+
+    temperature = 0.0
+
+    def __call__(self, logits: mx.array) -> Proposals:
+        return Proposals(mx.argmax(logits, axis=-1))
 
 
-def propose_sampled(sampler: VisibleSampler) -> Callable[[mx.array], Proposals]:
-    """Tokens drawn from the draft's own rows through the target's sampler; q is full."""
+class Drawn:
+    """Draws proposals from the draft's own rows through the target's sampler; q is full."""
 
-    def choose(logits: mx.array) -> Proposals:
+    def __init__(self, sampler: VisibleSampler):
+        self.sampler = sampler
+        self.temperature = sampler.temp
+
+    def __call__(self, logits: mx.array) -> Proposals:
         logits = logits.astype(mx.float32)
-        q = sampler.probabilities(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        q = self.sampler.probabilities(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
         return Proposals(mx.random.categorical(mx.log(q)), q)
-
-    return choose

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from dflash_mlx.errors import CheckpointError
 
+DFLASH1 = "DFlashDraftModel"
+DFLASH2 = "DFlash2DraftModel"
 FULL = "full_attention"
 SLIDING = "sliding_attention"
 
@@ -17,6 +19,45 @@ _REQUIRED = (
     "vocab_size",
     "rms_norm_eps",
 )
+
+
+@dataclass(frozen=True)
+class DFlash2Config:
+    """What only a DFlash 2 draft has: block convolutions and a candidate selector."""
+
+    conv_kernel_size: int
+    conv_group_size: int
+    selector_rank: int
+    selector_top_k: int
+    input_embedding_scale: float
+    output_multiplier: float
+
+    @classmethod
+    def from_dict(cls, dflash: Mapping[str, Any], hidden_size: int, vocab_size: int) -> Self:
+        """Read `dflash_config`; the published values are the defaults of the last two only.
+
+        Raises:
+            CheckpointError: a value is missing or cannot be.
+        """
+        group_size = _integer(dflash, "conv_group_size")
+        if hidden_size % group_size:
+            raise CheckpointError(
+                f"The draft's config.json has conv_group_size {group_size}, which does not divide "
+                f"its hidden_size {hidden_size}."
+            )
+        top_k = _integer(dflash, "selector_top_k")
+        if top_k > vocab_size:
+            raise CheckpointError(
+                f"The draft's config.json has selector_top_k {top_k} and only {vocab_size} tokens."
+            )
+        return cls(
+            conv_kernel_size=_integer(dflash, "conv_kernel_size"),
+            conv_group_size=group_size,
+            selector_rank=_integer(dflash, "selector_rank"),
+            selector_top_k=top_k,
+            input_embedding_scale=float(dflash.get("input_embedding_scale") or 1.0),
+            output_multiplier=float(dflash.get("output_multiplier") or 1.0),
+        )
 
 
 @dataclass(frozen=True)
@@ -49,6 +90,7 @@ class DraftConfig:
     attention_bias: bool
     final_logit_softcapping: float | None
     quantization: dict[str, Any] | None
+    dflash2: DFlash2Config | None = None
 
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer in positions, the query's own included; None if full."""
@@ -110,7 +152,8 @@ class DraftConfig:
                 f"The draft's config.json has target_layer_ids {ids!r}; a non-empty list of layer "
                 "indices from 0 is needed."
             )
-        layer_types, window = _layer_types(config, layers)
+        second = architecture == DFLASH2
+        layer_types, window = _layer_types(config, layers, SLIDING if second else FULL)
         block_size = int(block_size)
         if block_size < 2:
             raise CheckpointError(
@@ -141,6 +184,11 @@ class DraftConfig:
             attention_bias=bool(config.get("attention_bias", False)),
             final_logit_softcapping=None if cap is None else float(cap),
             quantization=config.get("quantization") or config.get("quantization_config"),
+            dflash2=(
+                DFlash2Config.from_dict(dflash, hidden_size, int(config["vocab_size"]))
+                if second
+                else None
+            ),
         )
 
 
@@ -155,12 +203,12 @@ def default_target_layer_ids(draft_layers: int, target_layers: int) -> list[int]
 
 def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures") or []
-    known = ("DFlashDraftModel",)
+    known = (DFLASH1, DFLASH2)
     for name in names:
         if name in known:
             return name
     if not names and "dflash_config" in config:
-        return "DFlashDraftModel"
+        return DFLASH1
     said = ", ".join(names) if names else f"model_type {config.get('model_type')!r}"
     raise CheckpointError(
         f"This is not a DFlash draft that is supported: its config.json says {said}; supported: "
@@ -202,8 +250,10 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     return float(theta), scaling
 
 
-def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[tuple[str, ...], int | None]:
-    types = tuple(config.get("layer_types") or (FULL,) * layers)
+def _layer_types(
+    config: Mapping[str, Any], layers: int, default: str
+) -> tuple[tuple[str, ...], int | None]:
+    types = tuple(config.get("layer_types") or (default,) * layers)
     if len(types) != layers:
         raise CheckpointError(
             f"The draft's config.json has {len(types)} layer_types for {layers} layers."

@@ -10,7 +10,7 @@ from dflash_mlx.draft.attention import Attention
 from dflash_mlx.draft.config import DraftConfig
 from dflash_mlx.draft.context import Context, LayerGroup
 from dflash_mlx.draft.projection import ContextProjection, signature
-from dflash_mlx.draft.proposals import Proposals
+from dflash_mlx.draft.proposals import Choice, Proposals
 from dflash_mlx.errors import CheckpointError
 
 
@@ -50,13 +50,18 @@ class DFlashDraft(nn.Module):
     It has no embedding and no head: `propose` borrows the target's, as functions.
     """
 
+    layer_class: type[Layer] = Layer
+    # Above temperature 0 a position's own marginal ignores what was drawn before it, so sampled
+    # blocks are incoherent and likeliest tokens are accepted more often.
+    samples_proposals = False
+
     def __init__(self, config: DraftConfig):
         super().__init__()
         self.config = config
         taps, dim = len(config.target_layer_ids), config.hidden_size
         self.fc = nn.Linear(taps * dim, dim, bias=False)
         self.hidden_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
-        self.layers = [Layer(config, i) for i in range(config.num_hidden_layers)]
+        self.layers = [self.layer_class(config, i) for i in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
         try:
             self._rope = initialize_rope(
@@ -154,7 +159,7 @@ class DFlashDraft(nn.Module):
         count: int,
         embed: Callable[[mx.array], mx.array],
         head: Callable[[mx.array], mx.array],
-        choose: Callable[[mx.array], Proposals],
+        choose: Choice,
     ) -> Proposals:
         """One forward: proposals for the `count` positions after the anchor.
 
@@ -166,11 +171,15 @@ class DFlashDraft(nn.Module):
             head: the target's head, [1, m, H] -> [1, m, V].
             choose: picks tokens from logits [m, V].
         """
-        masks = mx.full((self.block_size - 1,), self.config.mask_token_id, anchor.dtype)
-        embeddings = embed(mx.concatenate([anchor, masks])[None])
+        embeddings = embed(self._block(anchor))
         hidden = self(embeddings, context)[:, 1 : count + 1]
-        logits = head(hidden.astype(embeddings.dtype))[0]
+        return choose(self._capped(head(hidden.astype(embeddings.dtype))[0]))
+
+    def _block(self, anchor: mx.array) -> mx.array:
+        """The anchor and the masks: [1] -> [1, block_size]."""
+        masks = mx.full((self.block_size - 1,), self.config.mask_token_id, anchor.dtype)
+        return mx.concatenate([anchor, masks])[None]
+
+    def _capped(self, logits: mx.array) -> mx.array:
         cap = self.config.final_logit_softcapping
-        if cap is not None:
-            logits = mx.tanh(logits / cap) * cap
-        return choose(logits)
+        return logits if cap is None else mx.tanh(logits / cap) * cap

@@ -1,6 +1,7 @@
 """What a draft hands to the verify: token ids and the distribution they were drawn from."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -20,3 +21,17 @@ class Proposals:
     tokens: mx.array
     q: mx.array | None = None
     support: mx.array | None = None
+
+
+class Choice(Protocol):
+    """How tokens are taken from a draft's logits.
+
+    `temperature` is 0 where the likeliest are wanted; a draft that scores candidates itself
+    (DFlash 2) needs no more than that.
+    """
+
+    temperature: float
+
+    def __call__(self, logits: mx.array) -> Proposals:
+        """Logits [m, V] -> m proposals, each row on its own."""
+        ...
