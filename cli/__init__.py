@@ -3,8 +3,9 @@
 from dflash_mlx.cli.app import app
 from dflash_mlx.cli.bench import bench
 from dflash_mlx.cli.generate import generate
+from dflash_mlx.cli.models import models
 
-for command in (generate, bench):
+for command in (generate, bench, models):
     app.command()(command)
 
 

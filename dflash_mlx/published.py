@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub.repocard import metadata_load
+
+from dflash_mlx.checkpoint import read_config
 from dflash_mlx.errors import CheckpointError
 
 
@@ -64,7 +67,7 @@ PAIRS = (
 # quantization recipes, dates. Anything else makes it another model.
 _CONVERSION = re.compile(
     r"(?:\d+(?:\.\d+)?bits?|bits?|\d{1,2}|\d{6}|bf16|fp16|fp8|fp4|f16|f32|int4|int8|mlx|mxfp4|mxfp8"
-    r"|nvfp4|o?q\d+(?:\.\d+)?|dwq(?:v\d+)?|awq|gptq|qat|optiq|mixed|ud|dynamic|unquantized|gs?\d+"
+    r"|nvfp4|o?q\d+(?:\.\d+)?|dwq(?:v\d+)?|awq|gptq|qat|optiq|mixed|ud|dynamic|unquantized|gs?\d+|v\d+"
     r"|hi|qx\d+\w*)",
     re.IGNORECASE,
 )
@@ -149,23 +152,19 @@ def _names(path_or_repo: str | Path) -> Iterator[str]:
 
 def _origins(directory: Path) -> Iterator[str]:
     """What config.json or the front matter of README.md says a directory was made from."""
-    config = _read(directory / "config.json")
-    for match in re.finditer(r'"_name_or_path"\s*:\s*"([^"]+)"', config):
-        yield match.group(1)
-    front = re.match(r"---\s*\n(.*?)\n---", _read(directory / "README.md"), re.DOTALL)
-    if front and not re.search(r"^base_model_relation:\s*(?!quantized)", front.group(1), re.M):
-        listed = re.search(
-            r"^base_model:[ \t]*(\S+)?((?:\n\s*-\s*\S+)*)", front.group(1), re.MULTILINE
-        )
-        if listed:
-            yield from re.findall(r"[\w./-]+/[\w.-]+", listed.group(0))
-
-
-def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
+        origin = read_config(directory).get("_name_or_path")
+    except CheckpointError:
+        origin = None
+    if isinstance(origin, str) and origin:
+        yield origin
+    try:
+        card = metadata_load(directory / "README.md") or {}
+    except Exception:  # no card, or one whose front matter is no YAML: it names nothing
+        return
+    if card.get("base_model_relation", "quantized") == "quantized":
+        bases = card.get("base_model") or []
+        yield from (str(base) for base in ([bases] if isinstance(bases, str) else bases))
 
 
 def _near(names: list[str]) -> list[PublishedPair]:
@@ -173,7 +172,8 @@ def _near(names: list[str]) -> list[PublishedPair]:
     near: list[str] = []
     for name in names:
         near += [base for base in known if name.lower().startswith(base)]
-        near += difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.75)
+        near += [base for base in known if base.startswith(name.lower())]
+        near += difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.65)
     return list(dict.fromkeys(known[base] for base in near))[:3]
 
 
