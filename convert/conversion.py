@@ -38,7 +38,7 @@ from dflash_mlx.errors import CheckpointError, DFlashError
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
-# Called with bytes done, bytes in all, and the layer that is next.
+# Called with bytes done, bytes in all, and the layer that is next; "" when all are written.
 Progress = Callable[[int, int, str], None]
 
 
@@ -73,7 +73,7 @@ def convert(
         dry_run: report what would be done, and write nothing.
         force: replace an output that exists.
         revision: branch, tag or commit of the hub repository.
-        progress: told before each layer.
+        progress: told before each layer, and when all are written.
 
     Raises:
         DFlashError: settings that do not go together, an output that exists, a draft that cannot
@@ -95,6 +95,7 @@ def convert(
         meant: dict[str, _Tensor] = {}
         tensors = _finished(pieces, meant, progress)
         write_weights(directory, tensors, sizes, report.weights)
+        progress(report.bytes_after, report.bytes_after, "")
         write_json(directory / "config.json", config)
         copy_legal_texts(source, directory)
         target = None if check is None else str(check)
@@ -260,7 +261,6 @@ def _finished(
             yield name, array
             del array
         mx.clear_cache()
-    progress(total, total, "")
 
 
 def _evaluate(piece: _Piece) -> None:
