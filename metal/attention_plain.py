@@ -35,7 +35,8 @@ def plain_block_attention(
     """What `block_attention` computes, for any length and head size; see there."""
     length = queries.shape[2]
     first = first_visible(context_length, context_start, window)
-    mask = _mask(length, context_length, first, window, visible)
+    seen = context_length - first
+    context_mask = _context_mask(length, seen, window)
 
     if block_keys is None or block_values is None:
         end = context_length + length
@@ -45,14 +46,16 @@ def plain_block_attention(
     else:
         keys = context_keys[:, :, first:context_length]
         values = context_values[:, :, first:context_length]
-        if context_length - first >= APART_FROM:
-            return _apart(queries, keys, values, block_keys, block_values, mask, scale)
+        if seen >= APART_FROM:
+            masks = context_mask, visible
+            return _apart(queries, keys, values, block_keys, block_values, masks, scale)
         keys = mx.concatenate([keys, block_keys], axis=2)
         values = mx.concatenate([values, block_values], axis=2)
+    mask = _joined_mask(context_mask, visible, length, seen)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
-def _apart(queries, context_keys, context_values, block_keys, block_values, mask, scale):
+def _apart(queries, context_keys, context_values, block_keys, block_values, masks, scale):
     """Attention to context and block, merged in the softmax instead of in memory.
 
     The small scores are joined, never the keys and values. The query heads that share a KV
@@ -61,34 +64,38 @@ def _apart(queries, context_keys, context_values, block_keys, block_values, mask
     batch, heads, length, dim = queries.shape
     kv_heads, seen = context_keys.shape[1], context_keys.shape[2]
     rows = (queries * scale).reshape(batch, kv_heads, -1, dim)
-    scores = mx.concatenate(
-        [rows @ context_keys.swapaxes(-1, -2), rows @ block_keys.swapaxes(-1, -2)], axis=-1
-    )
-    if mask is not None:
-        by_head = scores.reshape(batch, heads, length, -1)
-        by_head = mx.where(mask, by_head, mx.finfo(scores.dtype).min)
-        scores = by_head.reshape(scores.shape)
-    weights = mx.softmax(scores, axis=-1, precise=True)
+    scores = []
+    for keys, mask in zip((context_keys, block_keys), masks, strict=True):
+        part = rows @ keys.swapaxes(-1, -2)
+        if mask is not None:
+            by_head = part.reshape(batch, heads, length, -1)
+            part = mx.where(mask, by_head, mx.finfo(part.dtype).min).reshape(part.shape)
+        scores.append(part)
+    weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
     out = weights[..., :seen] @ context_values + weights[..., seen:] @ block_values
     return out.reshape(queries.shape)
 
 
-def _mask(length, context_length, first, window, visible):
-    """Which of the rows first ... context_length and of the block's each row sees, or None."""
-    seen = context_length - first
-    window_cuts = window is not None and length - 1 + seen >= window
-    if visible is None and not window_cuts:
+def _context_mask(length: int, seen: int, window: int | None) -> mx.array | None:
+    """Which of the last `seen` context rows each row of the block sees; None if all."""
+    if window is None or length - 1 + seen < window:
         return None
-    if visible is None:
-        visible = mx.array(np.ones((length, length), dtype=bool))
-    if seen == 0:
-        return visible
-    context = _context_mask(length, seen, window if window_cuts else None)
-    return mx.concatenate([context, visible], axis=1)
+    return _window_mask(length, seen, window)
 
 
 @lru_cache(maxsize=8)
-def _context_mask(length: int, seen: int, window: int | None) -> mx.array:
+def _window_mask(length: int, seen: int, window: int) -> mx.array:
     # From NumPy: an array that is data may be kept across traced calls, a lazy one may not.
     distance = seen + np.arange(length)[:, None] - np.arange(seen)[None, :]
-    return mx.array(np.ones_like(distance, dtype=bool) if window is None else distance < window)
+    return mx.array(distance < window)
+
+
+def _joined_mask(context, visible, length, seen):
+    """One mask [L, seen + L] of context and block, or None where nothing is hidden."""
+    if context is None and visible is None:
+        return None
+    if context is None:
+        context = mx.ones((length, seen), dtype=mx.bool_)
+    if visible is None:
+        visible = mx.ones((length, length), dtype=mx.bool_)
+    return mx.concatenate([context, visible], axis=1)

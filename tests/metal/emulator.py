@@ -315,10 +315,8 @@ _loaded: dict[str, ctypes.CDLL] = {}
 
 def _compile(code: str) -> ctypes.CDLL:
     """The shared library of the code; compiled once for each content of code and headers."""
-    headers = [_HERE / "emulated_metal.h", _HERE / "emulated_stdlib.h"]
-    digest = hashlib.sha256(
-        "\0".join([code, *(h.read_text() for h in headers)]).encode()
-    ).hexdigest()[:32]
+    headers = [header.read_text() for header in sorted(_HERE.glob("*.h"))]
+    digest = hashlib.sha256("\0".join([code, *_FLAGS, *headers]).encode()).hexdigest()[:32]
     if digest in _loaded:
         return _loaded[digest]
     path = _CACHE / f"{digest}.so"

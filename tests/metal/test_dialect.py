@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from dflash_mlx.metal import attention_kernel
+from dflash_mlx.metal import attention_source
 
 SOURCES = {
-    "header": attention_kernel._HEADER,
-    "attend": attention_kernel._ATTEND,
-    "merge": attention_kernel._MERGE,
+    "header": attention_source.HEADER,
+    "attend": attention_source.ATTEND,
+    "merge": attention_source.MERGE,
 }
 
 # Qualifiers of functions and address spaces: no variable may be called so.

@@ -6,15 +6,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from dflash_mlx.metal import attention_kernel
+from dflash_mlx.metal import attention_source
 from dflash_mlx.metal.attention_kernel import AttentionKernel
 
 from .cases import KERNEL_TOLERANCE, Case, by_definition, largest_error
 from .emulator import EmulationError, Emulator, need_compiler
 
 SOURCES = {
-    "block_attention": attention_kernel._ATTEND,
-    "block_attention_merge": attention_kernel._MERGE,
+    "block_attention": attention_source.ATTEND,
+    "block_attention_merge": attention_source.MERGE,
 }
 
 # What a guard looks like, and the same without it. The first two find every barrier and every
