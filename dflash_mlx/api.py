@@ -119,6 +119,7 @@ def stream_generate(
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
     prompt_cache: PromptCache | list[Any] | None = None,
+    max_kv_size: int | None = None,
     prefill_step_size: int = 2048,
     kv_bits: int | None = None,
     kv_group_size: int = 64,
@@ -140,6 +141,8 @@ def stream_generate(
         logits_processors: each (tokens [n], logits [1, V]) -> logits [1, V].
         prompt_cache: from `make_prompt_cache`; it afterwards stands for the prompt and all emitted
             tokens. A plain mlx_lm list is updated in place, its draft context begins empty.
+        max_kv_size: refused. mlx-lm's mask for a rotating cache with kept tokens hides the kept
+            ones whenever several tokens are run at once, in its own prefill too.
         prefill_step_size: prompt tokens per forward.
         kv_bits, kv_group_size, quantized_kv_start: quantization of the target's cache.
         prompt_progress_callback: called with prompt tokens done and their total.
@@ -156,6 +159,11 @@ def stream_generate(
     length = _verify_length(verify_length, model)
     if max_tokens == 0 or max_tokens < -1:
         raise DFlashError(f"max_tokens is {max_tokens}; give at least 1, or -1 for no limit.")
+    if max_kv_size is not None:
+        raise DFlashError(
+            "max_kv_size cannot be kept exactly: mlx-lm masks such a cache wrongly when several "
+            "tokens are run at once; leave it out."
+        )
     if prefill_step_size < 1:
         raise DFlashError(f"prefill_step_size is {prefill_step_size}; give at least 1.")
     if prompt_cache is None:

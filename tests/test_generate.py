@@ -328,6 +328,7 @@ def test_progress_is_reported_as_mlx_lm_reports_it(pair: Pair) -> None:
         ({"verify_length": -1}, "give"),
         ({"verify_length": 99}, "give"),
         ({"prefill_step_size": 0}, "prefill_step_size is 0"),
+        ({"max_kv_size": 64}, "max_kv_size cannot be kept exactly"),
     ],
 )
 def test_arguments_that_cannot_be_meant(pair: Pair, options: dict, said: str) -> None:
