@@ -48,10 +48,17 @@ def plain(family: str, length: str, seed: int = 0, tokens: int = TOKENS) -> tupl
     return tuple(int(token) for token, _ in steps)
 
 
+def gap(a: mx.array, b: mx.array) -> float:
+    """The largest difference of two arrays."""
+    largest: Any = mx.abs(a - b).max().item()
+    return largest
+
+
 def greedy(logits: mx.array) -> list[int]:
     """Tokens as mlx_lm takes them, row by row: [1, L, V] to L ids."""
     rows = logits[0]
-    return mx.argmax(rows - mx.logsumexp(rows, axis=-1, keepdims=True), axis=-1).tolist()
+    best: Any = mx.argmax(rows - mx.logsumexp(rows, axis=-1, keepdims=True), axis=-1).tolist()
+    return best
 
 
 def propose(text: tuple[int, ...], at: int, count: int, mode: str, rng: random.Random) -> list[int]:
@@ -71,7 +78,7 @@ class Run:
     tokens: list[int]
     cache: list[Any]
     context: list[int]  # every token in the cache
-    features: mx.array
+    features: mx.array | None
     rejected: int = 0
     accepted: set[int] = field(default_factory=set)
 
@@ -91,7 +98,7 @@ def speculate(
     logits, features = view.forward(mx.array([prompt]), cache, taps)
     emitted = [greedy(logits[:, -1:])[0]]
     run = Run(emitted, cache, list(prompt), features)
-    kept_features = [features]
+    kept_features = [] if features is None else [features]
     while len(emitted) < len(text):
         proposals = propose(text, len(emitted), verify, mode, rng)
         block = [emitted[-1], *proposals]
@@ -102,10 +109,12 @@ def speculate(
         while n < verify and proposals[n] == choices[n]:
             n += 1
         transaction.commit(n + 1)
-        kept_features.append(features[:, : n + 1])
+        if features is not None:
+            kept_features.append(features[:, : n + 1])
         run.context += block[: n + 1]
         emitted += [*proposals[:n], choices[n]]
         run.rejected += verify - n
         run.accepted.add(n)
-    run.features = mx.concatenate(kept_features, axis=1)
+    if kept_features:
+        run.features = mx.concatenate(kept_features, axis=1)
     return run

@@ -453,6 +453,187 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "nanbeige": ("nanbeige", dict(_DENSE, num_hidden_layers=2, num_loops=2)),
+    # Families that nothing was known about beforehand.
+    "jamba": (
+        "jamba",
+        dict(
+            _DENSE,
+            attn_layer_offset=1,
+            attn_layer_period=2,
+            expert_layer_offset=1,
+            expert_layer_period=2,
+            mamba_d_conv=4,
+            mamba_d_state=8,
+            mamba_expand=2,
+            num_experts=4,
+            num_experts_per_tok=2,
+        ),
+    ),
+    "mamba": (
+        "mamba",
+        dict(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=64,
+            state_size=8,
+            num_hidden_layers=4,
+            conv_kernel=4,
+            use_bias=False,
+            use_conv_bias=True,
+            time_step_rank=4,
+        ),
+    ),
+    "plamo2": (
+        "plamo2",
+        dict(
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            hidden_size_per_head=8,
+            mamba_d_state=8,
+            mamba_num_heads=4,
+            intermediate_size=48,
+            vocab_size=VOCAB,
+        ),
+    ),
+    "olmo_hybrid": (
+        "olmo_hybrid",
+        dict(
+            _DENSE,
+            linear_num_key_heads=4,
+            linear_num_value_heads=4,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            linear_conv_kernel_dim=4,
+            linear_allow_neg_eigval=True,
+            tie_word_embeddings=False,
+            attention_bias=False,
+            layer_types=["linear_attention", "full_attention"] * 2,
+        ),
+    ),
+    "longcat_flash_ngram": (
+        "longcat_flash_ngram",
+        dict(
+            hidden_size=32,
+            ffn_hidden_size=48,
+            moe_topk=2,
+            expert_ffn_hidden_size=16,
+            n_routed_experts=4,
+            zero_expert_num=2,
+            num_layers=2,
+            vocab_size=VOCAB,
+            max_position_embeddings=4096,
+            num_attention_heads=4,
+            kv_lora_rank=16,
+            q_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+            routed_scaling_factor=1.0,
+            rms_norm_eps=1e-6,
+            rope_theta=10000.0,
+            mla_scale_q_lora=True,
+            mla_scale_kv_lora=True,
+            ngram_vocab_size_ratio=3,
+        ),
+    ),
+    "baichuan_m1": (
+        "baichuan_m1",
+        dict(_DENSE, sliding_window=WINDOW, sliding_window_layers=[0, 2], conv_window=2),
+    ),
+    "bailing_hybrid": (
+        "bailing_hybrid",
+        dict(
+            _DENSE,
+            num_key_value_heads=4,
+            moe_intermediate_size=16,
+            num_experts=8,
+            num_experts_per_tok=2,
+            num_shared_experts=1,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
+            layer_group_size=2,
+            group_norm_size=2,
+            routed_scaling_factor=1.0,
+            head_dim=8,
+            kv_lora_rank=16,
+            q_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+        ),
+    ),
+    "bailing_moe_linear": (
+        "bailing_moe_linear",
+        dict(
+            _DENSE,
+            num_key_value_heads=4,
+            moe_intermediate_size=16,
+            num_experts=8,
+            num_experts_per_tok=2,
+            num_shared_experts=1,
+            norm_topk_prob=True,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
+            layer_group_size=2,
+            group_norm_size=2,
+            head_dim=8,
+        ),
+    ),
+    "gear": (
+        "gear",
+        dict(
+            _DENSE,
+            head_dim=8,
+            sliding_window=WINDOW,
+            layer_types=["conv_mixer", "sliding_attention", "conv_mixer", "full_attention"],
+        ),
+    ),
+    "kimi_k3": (
+        "kimi_k3",
+        {
+            "text_config": dict(
+                _DENSE,
+                num_key_value_heads=4,
+                activation_situ_beta=1.0,
+                attn_res_block_size=2,
+                linear_attn_config={
+                    "kda_layers": [1, 3],
+                    "full_attn_layers": [2, 4],
+                    "num_heads": 4,
+                    "head_dim": 8,
+                    "short_conv_kernel_size": 4,
+                    "gate_lower_bound": -5.0,
+                },
+                num_experts=8,
+                moe_intermediate_size=16,
+                q_lora_rank=16,
+                kv_lora_rank=16,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=8,
+                v_head_dim=8,
+                num_experts_per_token=2,
+                num_shared_experts=1,
+                first_k_dense_replace=1,
+            )
+        },
+    ),
+}
+
+# Heads wide enough for mlx-lm to quantize a cache in groups of 32.
+WIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama_wide": ("llama", dict(_DENSE, head_dim=32)),
+    "qwen3_5_wide": (
+        "qwen3_5",
+        {"text_config": dict(_GDN, head_dim=32, rope_parameters=_GDN_ROPE)},
+    ),
+    "llama4_wide": (
+        "llama4",
+        {"text_config": {**CONFIGS["llama4"][1]["text_config"], "head_dim": 32}},
+    ),
 }
 
 # Families that cannot work, with a word of the reason.
@@ -487,7 +668,7 @@ def configure(module: str, config: dict[str, Any]) -> nn.Module:
 
 def build(family: str, seed: int = 0) -> nn.Module:
     """A tiny random model of a family, evaluated."""
-    module, config = CONFIGS[family] if family in CONFIGS else REFUSED[family][:2]
+    module, config = ({**CONFIGS, **WIDE}.get(family) or REFUSED[family])[:2]
     mx.random.seed(1000 + seed)
     model = configure(module, config)
     model.update(tree_map_with_path(_lively, model.parameters()))

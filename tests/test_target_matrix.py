@@ -1,0 +1,168 @@
+"""Every family through the decode loop, against plain mlx_lm."""
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+
+import dflash_mlx
+from dflash_mlx import SpeculativeModel
+from dflash_mlx.errors import UnsupportedTarget
+from dflash_mlx.target import caches, watch
+
+from .families import drive, matrix
+from .families.models import CONFIGS, build
+from .synthetic import SyntheticDraft
+
+# One family per kind of cache, and mixtures of kinds.
+KINDS = {
+    "kv": "qwen3",
+    "kv, latent": "deepseek_v3",
+    "kv, list": "deepseek_v32",
+    "chunked": "llama4",
+    "rotating": "gpt_oss",
+    "rotating, shared": "gemma4",
+    "state, delta": "qwen3_5",
+    "state, list": "falcon_h1",
+    "state alone": "rwkv7",
+    "state, rotating": "recurrent_gemma",
+    "unknown": "deepseek_v41",
+}
+# mlx-lm quantizes ordinary caches whose attention takes quantized keys.
+QUANTIZED = ["llama_wide", "qwen3_5_wide", "llama4_wide"]
+
+
+@pytest.mark.parametrize("cell", matrix.pairwise(), ids=str)
+def test_pairwise(cell: matrix.Cell) -> None:
+    matrix.check(cell)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", matrix.full(), ids=str)
+def test_full(cell: matrix.Cell) -> None:
+    matrix.check(cell)
+
+
+def test_the_pairs_are_all_there() -> None:
+    cells = [(c.family, c.verify_length, c.mode, c.length, c.seed) for c in matrix.pairwise()]
+    every = [set(axis) for axis in zip(*cells, strict=True)]
+    for a in range(5):
+        for b in range(a):
+            assert len({(c[a], c[b]) for c in cells}) == len(every[a]) * len(every[b]), (a, b)
+
+
+@pytest.mark.parametrize("right", [0.6, 0.95])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_cache_over_turns(kind: str, right: float) -> None:
+    """Three turns, the last a single token, each as if the whole history were prefilled."""
+    family, cache, history = KINDS[kind], matrix.new_cache(KINDS[kind]), []
+    for turn in (drive.prompt_of("short"), drive.prompt_of("long", 1), [5]):
+        text = matrix.plain_with(family, [*history, *turn], 24)
+        tokens, _ = matrix.generate(family, turn, text, right, history=history, prompt_cache=cache)
+        assert tuple(tokens) == text
+        history += [*turn, *text]
+    matrix.check_logits(family, cache, history)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_opaque_sampler_draws_as_plain_decoding_does(kind: str) -> None:
+    family, prompt = KINDS[kind], drive.prompt_of("long")
+    text = matrix.plain_with(family, prompt, 48, sampler=matrix.seeded_sampler())
+    assert text != drive.plain(family, "long")[:48]
+    tokens, last = matrix.generate(family, prompt, text, 0.7, sampler=matrix.seeded_sampler())
+    assert tuple(tokens) == text and 0 < last.accepted < last.proposed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_speculative_sampling_leaves_exact_caches(kind: str) -> None:
+    family, prompt = KINDS[kind], drive.prompt_of("long")
+    cache = matrix.new_cache(family)
+    mx.random.seed(3)
+    tokens, last = matrix.generate(
+        family,
+        prompt,
+        drive.plain(family, "long")[:64],
+        0.7,
+        sampler=dflash_mlx.make_sampler(temp=0.8, top_p=0.9),
+        prompt_cache=cache,
+    )
+    assert last.proposed > last.accepted
+    matrix.check_logits(family, cache, [*prompt, *tokens])
+
+
+@pytest.mark.parametrize("start", [0, 50])
+@pytest.mark.parametrize("family", QUANTIZED)
+def test_a_quantized_cache(family: str, start: int) -> None:
+    """From the first token on, and switched on in the middle of the text."""
+    prompt = drive.prompt_of("long")
+    options: dict[str, Any] = {"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": start}
+    text = matrix.plain_with(family, prompt, 48, **options)
+    tokens, last = matrix.generate(family, prompt, text, 0.7, **options)
+    assert tuple(tokens) == text and 0 < last.accepted < last.proposed
+    turns, cache = drive.prompt_of("short"), matrix.new_cache(family)
+    matrix.generate(family, prompt, text[:20], 0.7, prompt_cache=cache, **options)
+    tokens, _ = matrix.generate(
+        family,
+        turns,
+        matrix.plain_with(family, [*prompt, *text[:20], *turns], 24, **options),
+        0.7,
+        history=[*prompt, *text[:20]],
+        prompt_cache=cache,
+        **options,
+    )
+    kinds = {type(leaf).__name__ for leaf in caches.leaves(cache.target)}
+    assert "QuantizedKVCache" in kinds and "KVCache" not in kinds
+    assert len(tokens) == 24
+
+
+def test_a_quantized_window_is_refused() -> None:
+    with pytest.raises(UnsupportedTarget, match="sliding"):
+        matrix.generate("gpt_oss", [1, 2, 3], (1, 2), 0.5, kv_bits=8, quantized_kv_start=0)
+
+
+def _state(model: Any) -> list[type]:
+    return [type(m) for m in model.modules()]
+
+
+@pytest.mark.parametrize("ending", ["close", "error", "interrupt"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_target_is_as_before_however_a_generation_ends(
+    kind: str, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, prompt = KINDS[kind], drive.prompt_of("short")
+    model = build(family)
+    text = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=30)]
+    view = dflash_mlx.target.TargetView(model)
+    before = _state(model)
+    pair = SpeculativeModel(model, SyntheticDraft(view, prompt + text, 0.7))
+    stream = dflash_mlx.stream_generate(pair, matrix.TOKENIZER, prompt, max_tokens=30)
+    taken = [next(stream).token for _ in range(7)]
+    assert taken == text[:7]
+    if ending == "close":
+        stream.close()
+    else:
+        error = RuntimeError("broken") if ending == "error" else KeyboardInterrupt()
+        layer = type(model.layers[1])
+        original = layer.__call__
+
+        def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self is model.layers[1]:
+                raise error
+            return original(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(layer, "__call__", broken)
+            watch._subclasses.clear()  # generated subclasses keep the method they found
+            with pytest.raises(type(error)):
+                list(stream)
+        watch._subclasses.clear()
+    assert _state(model) == before and not watch._swapped
+    again = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=30)]
+    assert again == text
+    stream = dflash_mlx.stream_generate(pair, matrix.TOKENIZER, prompt, max_tokens=30)
+    assert [r.token for r in stream] == text
+
+
+def test_families_and_kinds_are_known() -> None:
+    assert set(KINDS.values()) <= set(CONFIGS)
