@@ -19,13 +19,13 @@ from dflash_mlx.training.demo_tokenizer import save_tokenizer, train_tokenizer
 from dflash_mlx.training.trainer import TrainingOptions
 
 TARGET_STEPS = 8000
-DRAFT_SAMPLES = 20000
+DRAFT_SAMPLES = 16000
 DRAFT = TrainingOptions(
-    steps=7000,
+    steps=5000,
     tokens_per_batch=2048,
     anchors=16,
-    learning_rate=2e-3,
-    warmup=100,
+    learning_rate=3e-3,
+    warmup=200,
     gamma=7.0,
     seed=1,
 )

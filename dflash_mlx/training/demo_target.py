@@ -47,7 +47,7 @@ CONFIG = {
 }
 
 
-PRACTICE_FROM = 4000
+PRACTICE = range(4000, 6500)  # steps
 
 
 def encode(tokenizer: Tokenizer, example: Example) -> Sample:
@@ -78,10 +78,12 @@ def training_batches(
 
 
 def lessons(tokenizer: Tokenizer, tokens_per_batch: int, seed: int) -> Iterator[Batch]:
-    """The target's training: all kinds alike for PRACTICE_FROM steps, then mostly the hard ones."""
+    """The target's training: all kinds alike, then mostly the hard ones, then all alike again."""
     alike = training_batches(tokenizer, tokens_per_batch, seed)
-    yield from itertools.islice(alike, PRACTICE_FROM)
-    yield from training_batches(tokenizer, tokens_per_batch, seed, practice_example)
+    practice = training_batches(tokenizer, tokens_per_batch, seed, practice_example)
+    yield from itertools.islice(alike, PRACTICE.start)
+    yield from itertools.islice(practice, len(PRACTICE))
+    yield from alike
 
 
 def answer_loss(
