@@ -145,10 +145,14 @@ def context_parts(seen: int, threadgroups: int) -> tuple[int, int]:
 
 
 def visible_bits(visible: mx.array) -> mx.array:
-    """The rows of an [L, L] boolean mask as bits: [32] uint32, bit j of entry i is [i, j]."""
+    """The rows of an [L, L] boolean mask as bits: uint32, bit j of entry i is [i, j].
+
+    There are at least eight entries: MLX passes fewer in another address space, and a kernel is
+    compiled anew whenever that changes.
+    """
     length = visible.shape[0]
-    bits = mx.where(visible, _powers()[:length], mx.array(0, mx.uint32)).sum(axis=1)
-    return mx.pad(bits.astype(mx.uint32), (0, MAX_LENGTH - length))
+    bits = (visible * _powers(length)).sum(axis=1)
+    return bits if length >= 8 else mx.pad(bits, (0, 8 - length))
 
 
 # These are data before they are cached: a lazy array must not be kept across traced calls.
@@ -160,8 +164,8 @@ def _all_visible() -> mx.array:
 
 
 @lru_cache
-def _powers() -> mx.array:
-    return mx.array([2**j for j in range(MAX_LENGTH)], dtype=mx.uint32)
+def _powers(length: int) -> mx.array:
+    return mx.array([2**j for j in range(length)], dtype=mx.uint32)
 
 
 @lru_cache(maxsize=64)
