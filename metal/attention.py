@@ -92,5 +92,8 @@ def _check(queries, context_keys, context_values, block_keys, block_values, leng
         )
     if not 0 <= length <= end <= capacity:
         raise ValueError(f"The cache buffer has {capacity} rows; {end} were asked for.")
-    if visible is not None and visible.shape != (rows, rows):
-        raise ValueError(f"visible is {visible.shape}; a block of {rows} needs {(rows, rows)}.")
+    if visible is not None and (visible.shape != (rows, rows) or visible.dtype != mx.bool_):
+        raise ValueError(
+            f"visible is {visible.shape} {visible.dtype}; a block of {rows} needs a boolean"
+            f" mask {(rows, rows)}."
+        )

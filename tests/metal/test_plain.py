@@ -38,6 +38,21 @@ def test_without_mask_and_window_no_mask_is_built(monkeypatch):
 
 
 @pytest.mark.parametrize("context_length", [20, 600])
+def test_may_be_traced(context_length):
+    # A mask that is kept from a traced call must serve the calls after it.
+    attention_plain._window_mask.cache_clear()
+    call = Case(
+        length=6, context_length=context_length, window=context_length - 5, mask="causal"
+    ).arrays()
+    arrays = {n: x for n, x in call.items() if isinstance(x, mx.array)}
+    rest = {n: x for n, x in call.items() if n not in arrays}
+    traced = mx.compile(lambda arrays: block_attention(**arrays, **rest))
+    expected = by_definition(**call)
+    for out in (traced(arrays), block_attention(**call), traced(arrays)):
+        assert largest_error(out, expected) <= PLAIN_TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("context_length", [20, 600])
 def test_gradient_agrees_with_finite_differences(context_length):
     call = Case(
         length=4, dim=8, ratio=2, context_length=context_length, window=context_length, mask="tree"
@@ -69,6 +84,7 @@ def test_gradient_agrees_with_finite_differences(context_length):
     [
         ({"context_length": 60}, "rows"),
         ({"visible": mx.ones((3, 3), dtype=mx.bool_)}, "visible"),
+        ({"visible": mx.ones((4, 4))}, "boolean"),
         ({"block_values": None}, "both"),
         ({"block_keys": mx.zeros((1, 2, 5, 64))}, "Block"),
         ({"context_values": mx.zeros((1, 2, 5, 64))}, "Context"),
