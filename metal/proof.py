@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import signal
 import statistics
 import sys
@@ -36,7 +37,9 @@ def prove(shape: ShapeClass, kernel: Attention, stopwatch: Stopwatch | None = No
     largest = 0.0
     for call in shape.trials():
         error = difference(kernel(**call), plain_block_attention(**_in_float32(call)))
-        if not error <= TOLERANCE[shape.dtype]:  # not a number is wrong, too
+        if not math.isfinite(error):
+            return Verdict("wrong", detail="results that are no finite numbers")
+        if error > TOLERANCE[shape.dtype]:
             return Verdict("wrong", error=error)
         largest = max(largest, error)
     speed = compare(shape.typical(), kernel, stopwatch or seconds)

@@ -76,6 +76,9 @@ class Prover:
             child.kill()
             child.communicate()
             return Verdict("stalled", detail=f"no result within {self.time_limit:g} s")
+        except BaseException:  # an interrupt must not leave it running
+            child.kill()
+            raise
         finally:
             self._child = None
         try:

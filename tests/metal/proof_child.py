@@ -14,6 +14,7 @@ from .emulator import Emulator
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 EDITS = {
     "wrong": ("- (at + key) < window", "- (at + key) <= window"),
+    "infinite": ("scale * 1.44269504f", "scale * INFINITY"),
     "does-not-compile": ("row % length", "row % no_such_name"),
     "out-of-bounds": ("if (key < count)", "if (true)"),
     "hangs": (BARRIER, "while (true) { " + BARRIER + " }"),

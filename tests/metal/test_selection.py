@@ -74,6 +74,7 @@ class TestProof:
             ("right", "faster", ""),
             ("slow", "slower", ""),  # the emulator, timed in earnest
             ("wrong", "wrong", ""),
+            ("infinite", "wrong", "no finite numbers"),
             ("does-not-compile", "failed", "EmulationError"),
             ("out-of-bounds", "failed", "out of bounds"),
             ("crashes", "failed", "a message from below"),
@@ -86,8 +87,8 @@ class TestProof:
         if outcome in ("faster", "slower"):
             assert verdict.error is not None and verdict.error <= TOLERANCE["float32"]
             assert verdict.speed is not None and (verdict.speed > 1) == (outcome == "faster")
-        if outcome == "wrong":
-            assert verdict.error is not None and not verdict.error <= TOLERANCE["float32"]
+        if behaviour == "wrong":
+            assert verdict.error is not None and verdict.error > TOLERANCE["float32"]
 
     def test_one_that_hangs_is_killed(self, emulator):
         prover = child("hangs", time_limit=3)
@@ -101,6 +102,13 @@ class TestProof:
         path = os.pathsep.join(p for p in sys.path if p)
         run = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, timeout=60)
         assert run.returncode == -14  # by the alarm that it set
+
+    def test_the_command_of_users(self):
+        verdict = Prover().prove(SHAPE)
+        if mx.metal.is_available():
+            assert verdict.correct, verdict
+        else:
+            assert verdict.outcome == "failed" and "No Metal back-end" in verdict.detail
 
     def test_a_program_that_cannot_start(self):
         assert Prover(("/no/such/program",)).prove(SHAPE).outcome == "failed"
