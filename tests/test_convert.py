@@ -83,9 +83,9 @@ def test_every_setting(tmp_path: Path, width: int, settings: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("width", [128, 256])
-@pytest.mark.parametrize("family", published.DFLASH_1)
+@pytest.mark.parametrize("family", published.FAMILIES)
 def test_every_family(tmp_path: Path, family: str, width: int) -> None:
-    config = published.DFLASH_1[family](width)
+    config = published.FAMILIES[family](width)
     assert_round_trip(tmp_path, config, {"bits": 4 if width == 128 else 8})
 
 
