@@ -230,7 +230,7 @@ MERGE = """
     for (int r = 0; r < R; r++) {
         int d = lane + 32 * r;
         if (d < D) {
-            out[size_t(row) * D + d] = static_cast<T>(total > 0.0f ? sum[r] / total : 0.0f);
+            out[size_t(row) * D + d] = static_cast<T>(total == 0.0f ? 0.0f : sum[r] / total);
         }
     }
 """

@@ -107,6 +107,15 @@ def test_a_row_that_sees_nothing_gives_zeros():
     assert not out[:, :, [1, 3]].any() and out[:, :, [0, 2]].all()
 
 
+def test_what_is_no_number_stays_so_in_its_row_alone():
+    call = Case(length=4, context_length=600, ratio=2).arrays()
+    call["queries"][0, 1, 2] = float("nan")
+    out = np.array(AttentionKernel(Emulator().metal_kernel)(**call))
+    assert np.isnan(out[0, 1, 2]).all()
+    out[0, 1, 2] = 0
+    assert np.isfinite(out).all()
+
+
 def test_context_traffic_is_the_least():
     case = Case(length=16, dim=128, ratio=4, context_length=4096, dtype="bfloat16")
     measured = traffic.measure(case)

@@ -29,7 +29,7 @@ EXPRESSIONS = {
     "(sees >> (at + key) & 1) != 0": "true",
     "context_length + i - (at + key) < window": "true",
     "score == LOWEST ? 0.0f :": "false ? 0.0f :",
-    "total > 0.0f ?": "true ?",
+    "total == 0.0f ?": "false ?",
 }
 
 # Conditions that guard no bounds: one lane of four writes what all four hold.
