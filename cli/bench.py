@@ -62,6 +62,7 @@ def bench(
     draft: options.Draft = None,
     revision: options.Revision = None,
     draft_revision: options.DraftRevision = None,
+    draft_bits: options.DraftBits = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -92,6 +93,7 @@ def bench(
         adapter_path,
         trust_remote_code,
         tuple(extra_eos_token or ()),
+        draft_bits,
     )
     loaded = load_pair(pair)
     template = Template(

@@ -33,6 +33,7 @@ def generate(
     draft: options.Draft = None,
     revision: options.Revision = None,
     draft_revision: options.DraftRevision = None,
+    draft_bits: options.DraftBits = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -64,6 +65,7 @@ def generate(
             adapter_path,
             trust_remote_code,
             tuple(extra_eos_token or ()),
+            draft_bits,
         ),
         seed,
     )

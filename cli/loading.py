@@ -69,6 +69,7 @@ def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
         model, tokenizer = load(
             target_path,
             draft_path,
+            draft_bits=pair.draft_bits,
             adapter_path=pair.adapter_path,
             trust_remote_code=pair.trust_remote_code,
         )

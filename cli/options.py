@@ -46,6 +46,12 @@ def token_limit(value: int) -> int:
     return value
 
 
+def draft_bits(value: int | None) -> int | None:
+    if value is not None and value not in (4, 8):
+        raise typer.BadParameter(f"{value} is not one of 4, 8.")
+    return value
+
+
 def kv_bits(value: int | None) -> int | None:
     if value is not None and value not in (2, 3, 4, 5, 6, 8):
         raise typer.BadParameter(f"{value} is not one of 2, 3, 4, 5, 6, 8.")
@@ -83,6 +89,16 @@ DraftRevision = Annotated[
     str | None,
     typer.Option(
         help="Branch, tag or commit of the draft's hub repository.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+DraftBits = Annotated[
+    int | None,
+    typer.Option(
+        metavar="4|8",
+        callback=draft_bits,
+        help="Quantize the draft in memory to this many bits.",
         show_default=False,
         rich_help_panel=_MODEL,
     ),
@@ -226,3 +242,4 @@ class Pair:
     adapter_path: str | None = None
     trust_remote_code: bool = False
     extra_eos_tokens: tuple[str, ...] = ()
+    draft_bits: int | None = None
