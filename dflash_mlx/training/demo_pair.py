@@ -14,11 +14,10 @@ from tokenizers import Tokenizer
 from dflash_mlx.training.demo_draft import draft_samples, train_draft
 from dflash_mlx.training.demo_prompts import write_prompts
 from dflash_mlx.training.demo_target import save_target, train_target
-from dflash_mlx.training.demo_text import training_example
+from dflash_mlx.training.demo_text import early_example
 from dflash_mlx.training.demo_tokenizer import save_tokenizer, train_tokenizer
 from dflash_mlx.training.trainer import TrainingOptions
 
-TARGET_STEPS = 8000
 DRAFT_SAMPLES = 16000
 DRAFT = TrainingOptions(
     steps=5000,
@@ -31,19 +30,17 @@ DRAFT = TrainingOptions(
 )
 
 
-def make_demo_pair(
-    directory: Path, target_steps: int = TARGET_STEPS, draft: TrainingOptions = DRAFT
-) -> None:
+def make_demo_pair(directory: Path, draft: TrainingOptions = DRAFT) -> None:
     """Train target and draft into `directory`; the same versions give the same pair."""
     mx.set_default_device(mx.cpu)
     target = directory / "target"
     if not (target / "tokenizer.json").exists():
-        examples = (training_example(f"tokenizer/{i}") for i in range(20000))
+        examples = (early_example(f"tokenizer/{i}") for i in range(20000))
         texts = (message["content"] for example in examples for message in example.messages)
         save_tokenizer(train_tokenizer(texts), target)
     tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
     if not (target / "model.safetensors").exists():
-        save_target(train_target(tokenizer, directory, target_steps), target)
+        save_target(train_target(tokenizer, directory), target)
     samples = draft_samples(target, directory / "answers.npz", DRAFT_SAMPLES, print)
     train_draft(target, directory, samples, draft)
     write_prompts(directory / "prompts.jsonl")
@@ -53,11 +50,10 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("directory", type=Path, help="where the pair and the run's state go")
-    parser.add_argument("--target-steps", type=int, default=TARGET_STEPS)
     parser.add_argument("--draft-steps", type=int, default=DRAFT.steps)
     arguments = parser.parse_args()
     options = TrainingOptions(**{**vars(DRAFT), "steps": arguments.draft_steps})
-    make_demo_pair(arguments.directory, arguments.target_steps, options)
+    make_demo_pair(arguments.directory, options)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from dflash_mlx.training.batches import Batch, Sample, batches
 from dflash_mlx.training.demo_text import (
     KINDS,
     Example,
+    early_example,
     example,
     practice_example,
     training_example,
@@ -47,7 +49,23 @@ CONFIG = {
 }
 
 
-PRACTICE = range(4000, 6500)  # steps
+@dataclass(frozen=True)
+class Lesson:
+    """Some steps on one kind of text, the learning rate going evenly from `first` to `last`."""
+
+    steps: int
+    write: Callable[[str], Example]
+    first: float
+    last: float
+
+
+LESSONS = (
+    Lesson(4000, early_example, 3e-3, 3e-3),
+    Lesson(2500, practice_example, 3e-3, 1.125e-3),
+    Lesson(1000, early_example, 1.125e-3, 0.375e-3),
+    Lesson(1200, training_example, 1.2e-3, 0.0),
+)
+WARMUP = 200
 
 
 def encode(tokenizer: Tokenizer, example: Example) -> Sample:
@@ -63,10 +81,7 @@ def encode(tokenizer: Tokenizer, example: Example) -> Sample:
 
 
 def training_batches(
-    tokenizer: Tokenizer,
-    tokens_per_batch: int,
-    seed: int,
-    write: Callable[[str], Example] = training_example,
+    tokenizer: Tokenizer, tokens_per_batch: int, seed: int, write: Callable[[str], Example]
 ) -> Iterator[Batch]:
     """Batches of fresh training examples without end."""
     rng = random.Random(seed)
@@ -77,13 +92,21 @@ def training_batches(
         yield from batches(samples, tokens_per_batch, rng)
 
 
-def lessons(tokenizer: Tokenizer, tokens_per_batch: int, seed: int) -> Iterator[Batch]:
-    """The target's training: all kinds alike, then mostly the hard ones, then all alike again."""
-    alike = training_batches(tokenizer, tokens_per_batch, seed)
-    practice = training_batches(tokenizer, tokens_per_batch, seed, practice_example)
-    yield from itertools.islice(alike, PRACTICE.start)
-    yield from itertools.islice(practice, len(PRACTICE))
-    yield from alike
+def taught(
+    tokenizer: Tokenizer, tokens_per_batch: int, seed: int, lessons: Sequence[Lesson]
+) -> Iterator[tuple[Batch, float]]:
+    """Every step's batch and learning rate. A text that comes twice goes on where it stopped."""
+    streams: dict[Callable, Iterator[Batch]] = {}
+    step = 0
+    for lesson in lessons:
+        if lesson.write not in streams:
+            streams[lesson.write] = training_batches(
+                tokenizer, tokens_per_batch, seed, lesson.write
+            )
+        for i, batch in enumerate(itertools.islice(streams[lesson.write], lesson.steps)):
+            rate = lesson.first + (lesson.last - lesson.first) * i / lesson.steps
+            step += 1
+            yield batch, rate * min(1.0, step / WARMUP)
 
 
 def answer_loss(
@@ -108,20 +131,11 @@ def loss_inputs(batch: Batch, pad_to: int = 256) -> tuple[mx.array, ...]:
     return tuple(mx.array(array) for array in arrays)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Rises over 200 steps, stays, and falls to nothing over the second half.
-
-    Until the fall it does not depend on `steps`: a run can be continued with another length.
-    """
-    return peak * min(1.0, (step + 1) / 200, (steps - step) / (0.5 * steps))
-
-
 def train_target(
     tokenizer: Tokenizer,
     directory: Path,
-    steps: int = 8000,
+    lessons: Sequence[Lesson] = LESSONS,
     tokens_per_batch: int = 2048,
-    peak: float = 3e-3,
     seed: int = 1,
     log: Callable[[str], None] = print,
 ) -> qwen3.Model:
@@ -131,18 +145,17 @@ def train_target(
     """
     mx.random.seed(seed)
     model = qwen3.Model(qwen3.ModelArgs.from_dict(CONFIG))
-    optimizer = optim.AdamW(learning_rate=peak, betas=[0.9, 0.98], weight_decay=0.01)
+    optimizer = optim.AdamW(learning_rate=lessons[0].first, betas=[0.9, 0.98], weight_decay=0.01)
     optimizer.init(model.trainable_parameters())
     state_file = directory / "state.safetensors"
     first = restore_state(state_file, model, optimizer) if state_file.exists() else 0
     loss_and_grad = nn.value_and_grad(model, answer_loss)
-    data = lessons(tokenizer, tokens_per_batch, seed)
+    steps = sum(lesson.steps for lesson in lessons)
     started, seen, losses = time.perf_counter(), 0, []
-    for step in range(steps):
-        batch = next(data)
+    for step, (batch, rate) in enumerate(taught(tokenizer, tokens_per_batch, seed, lessons)):
         if step < first:
             continue
-        optimizer.learning_rate = learning_rate(step, steps, peak)
+        optimizer.learning_rate = rate
         loss, gradients = loss_and_grad(model, *loss_inputs(batch))
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         optimizer.update(model, gradients)

@@ -132,20 +132,36 @@ FUNCTIONS = (
 
 
 def function(words: Words) -> list[str]:
-    """A small Python function from a request."""
+    """A small Python function from a request that gives its signature."""
+    return _function(
+        words,
+        "Write a Python function {name}({x}) that {says}.",
+        "I need a function {name}({x}) in Python. It {says}.",
+        "Please define {name}({x}) in Python: it {says}.",
+    )
+
+
+def function_in_words(words: Words) -> list[str]:
+    """Practice for `function`: the argument is named in the sentence alone.
+
+    That is harder, because a word behind a space and one behind a bracket are different tokens.
+    """
+    return _function(
+        words,
+        "Write a Python function {name} that {says}.",
+        "I need a function called {name} in Python. It {says}.",
+        "Please define {name} in Python: it {says}.",
+    )
+
+
+def _function(words: Words, *asks: str) -> list[str]:
     rng = words.rng
     says, doc, body = rng.choice(FUNCTIONS)
     name, x, n = words.word(), words.word(), words.number(10, 999)
     if rng.random() < 0.3:
         other = words.word()
         name = f"{name}_{other}"
-    ask = rng.choice(
-        (
-            "Write a Python function {name} that {says}.",
-            "I need a function called {name} in Python. It {says}.",
-            "Please define {name} in Python: it {says}.",
-        )
-    ).format(name=name, says=says.format(x=x, n=n))
+    ask = rng.choice(asks).format(name=name, x=x, says=says.format(x=x, n=n))
     answer = (
         f"This function {says.format(x=x, n=n)}.\n```python\ndef {name}({x}):\n"
         f'    """{doc.format(x=x, n=n)}"""\n    {body.format(x=x, n=n)}\n    return result\n```\n'
@@ -313,13 +329,14 @@ KINDS: dict[str, Writer] = {
     "question": question,
     "dialogue": dialogue,
 }
-# Later in training, mostly what takes a small model longest: digits and looking things up.
+EARLY = KINDS | {"function": function_in_words}
+# In between, mostly what takes a small model longest: digits and looking things up.
 PRACTICE: dict[Writer, int] = {
     arithmetic: 5,
     sums: 5,
     question: 4,
     follow_ups: 4,
-    function: 2,
+    function_in_words: 2,
     record: 2,
     dialogue: 1,
 }
@@ -331,12 +348,22 @@ def example(kind: str, split: str, seed: int | str) -> Example:
     return _example(kind, KINDS[kind](words), words)
 
 
+def early_example(seed: int | str) -> Example:
+    """A conversation for the target's first lessons."""
+    return _conversation(f"mixed/{seed}", EARLY)
+
+
 def training_example(seed: int | str) -> Example:
-    """A training conversation: one kind, or now and then several after one another."""
-    rng = random.Random(f"mixed/{seed}")
-    kinds = [rng.choice(list(KINDS)) for _ in range(rng.choice((1,) * 10 + (2, 3)))]
+    """A conversation as the finished pair should know it."""
+    return _conversation(f"late/{seed}", KINDS)
+
+
+def _conversation(seed: str, writers: dict[str, Writer]) -> Example:
+    """One kind, or now and then several after one another."""
+    rng = random.Random(seed)
+    kinds = [rng.choice(list(writers)) for _ in range(rng.choice((1,) * 10 + (2, 3)))]
     words = Words(rng)
-    turns = [turn for kind in kinds for turn in KINDS[kind](words)]
+    turns = [turn for kind in kinds for turn in writers[kind](words)]
     return _example(kinds[0] if len(kinds) == 1 else "mixed", turns, words)
 
 
@@ -345,7 +372,7 @@ def practice_example(seed: int | str) -> Example:
     rng = random.Random(f"practice/{seed}")
     (write,) = rng.choices(list(PRACTICE), weights=list(PRACTICE.values()))
     words = Words(rng)
-    return _example(write.__name__, write(words), words)
+    return _example("practice", write(words), words)
 
 
 def _example(kind: str, turns: list[str], words: Words) -> Example:
