@@ -313,3 +313,14 @@ def test_a_batch_without_anything_to_learn_is_harmless(frozen):
     batch = Batch(np.ones((1, 16), np.int32), np.zeros((1, 16), bool), np.array([16], np.int32))
     blocks = choose_blocks(batch, 4, BLOCK, 7.0, np.random.default_rng(0))
     assert not blocks.weights.any()
+
+
+def test_a_half_precision_target_is_trained_for_in_float32(target, frozen):
+    half = qwen3.Model(target.args)
+    half.update(nn.utils.tree_map(lambda p: p.astype(mx.bfloat16), target.parameters()))
+    trainer = new_trainer(FrozenTarget.of(TargetView(half), TAPS))
+    losses = [trainer.step().loss for _ in range(4)]
+    whole = new_trainer(frozen)
+    assert losses == pytest.approx([whole.step().loss for _ in range(4)], rel=0.02)
+    dtypes = {value.dtype for _, value in tree_flatten(trainer.draft.parameters())}
+    assert dtypes == {mx.float32}

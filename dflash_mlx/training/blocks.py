@@ -70,8 +70,8 @@ def block_states(
     of the blocks' tokens; anchors: int [B, A]. Returns [B, A, n, H], after the final norm.
     """
     batch, count, rows, _ = embeddings.shape
-    context = draft.hidden_norm(draft.fc(features))
-    x = embeddings.reshape(batch * count, rows, -1)
+    context = draft.hidden_norm(draft.fc(features.astype(draft.dtype)))
+    x = embeddings.astype(draft.dtype).reshape(batch * count, rows, -1)
     positions = anchors[:, :, None] + mx.arange(rows)
     for layer in draft.layers:
         attention = layer.self_attn
@@ -164,6 +164,7 @@ def block_logits(
     tokens = mx.concatenate([first[..., None], masks], axis=-1)
     embeddings = embed(tokens.reshape(first.shape[0], -1)).reshape(*tokens.shape, -1)
     hidden = block_states(draft, features, embeddings, anchors)[:, :, 1:]
+    hidden = hidden.astype(embeddings.dtype)
     logits = head(hidden.reshape(first.shape[0], -1, hidden.shape[-1]))
     cap = draft.config.final_logit_softcapping
     if cap is not None:

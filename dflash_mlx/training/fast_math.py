@@ -35,8 +35,9 @@ def _exp_vjp(primals: mx.array, cotangent: mx.array, output: mx.array) -> mx.arr
 
 
 def exp(x: mx.array) -> mx.array:
-    """e to the power of x, float32; x is clipped to [-87, 88]."""
-    return _differentiable_exp(x)
+    """e to the power of x, float32; on a CPU x is clipped to [-87, 88]."""
+    x = x.astype(mx.float32)
+    return _differentiable_exp(x) if mx.default_device().type == mx.cpu else mx.exp(x)
 
 
 def silu(x: mx.array) -> mx.array:
@@ -62,6 +63,7 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.arra
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """Negative log-likelihood of each target. logits: [N, V]; targets: [N]. Returns [N]."""
+    logits = logits.astype(mx.float32)
     peak = mx.stop_gradient(logits.max(axis=-1, keepdims=True))
     total = exp(logits - peak).sum(axis=-1)
     chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
