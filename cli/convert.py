@@ -1,6 +1,9 @@
 """dflash-mlx convert: a draft in, a quantized one out."""
 
 import re
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -136,7 +139,7 @@ def convert(
         Task.choose(bits, group_size, mode.value, named, tuple(keep or ()), dequantize)
     except DFlashError as error:
         raise UsageError(str(error)) from error
-    with _progress() as progress:
+    with _ending_cleanly(), _progress() as progress:
         report = convert_draft(
             _place(draft, draft=True),
             output,
@@ -162,6 +165,23 @@ def _place(name: str, *, draft: bool = False) -> str:
     if name != "demo" or Path(name).is_dir():
         return name
     return str(demo_paths()[1 if draft else 0])
+
+
+@contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what is half written is removed."""
+
+    def stop(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

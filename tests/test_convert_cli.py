@@ -2,6 +2,8 @@
 
 import json
 import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,21 @@ def test_nothing_but_the_error_goes_to_a_pipe(source: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0
     assert err == "" and "\x1b" not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = published.qwen3(256) | {"num_hidden_layers": 48, "layer_types": None}
+    published.write(tmp_path / "draft", config)
+    process = spawn(["convert", "draft", "--bits", "4"], stdout=-1, stderr=-1, text=True)
+    while not list(tmp_path.glob(".*.partial")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, err
+    assert out == "" and "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["draft"]
