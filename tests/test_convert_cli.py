@@ -5,10 +5,11 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dflash_mlx import load_draft
+from dflash_mlx import load, load_draft
 from dflash_mlx.cli.convert import Dtype, Mode
 from dflash_mlx.convert.conversion import DTYPES
 from dflash_mlx.draft.quantize import LEGAL
@@ -136,6 +137,29 @@ def test_nothing_but_the_error_goes_to_a_pipe(source: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0
     assert err == "" and "\x1b" not in out
+
+
+def test_other_commands_quantize_the_draft_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, draft = write_pair(tmp_path, SENTENCE)
+    loaded = []
+
+    def remember(*args: Any, **options: Any) -> Any:
+        loaded.append(load(*args, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr("dflash_mlx.cli.loading.load", remember)
+    pair = ("--model", str(target), "--draft", str(draft))
+    results = [
+        run("generate", *pair, "--prompt", "Count.", *bits) for bits in ((), ("--draft-bits", "8"))
+    ]
+    assert [result.exit_code for result in results] == [0, 0], results[1].output
+    assert results[0].stdout == results[1].stdout == f"{SENTENCE}\n"
+    plain, quantized = (model.draft for model, _ in loaded)
+    assert "scales" not in plain.fc and quantized.fc.bits == 8
+    line = complaint(run("generate", *pair, "--prompt", "Count.", "--draft-bits", "5"), 2)
+    assert "5 is not one of 4, 8." in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
