@@ -19,8 +19,9 @@ from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import err, out, size
 from dflash_mlx.convert import CheckReport, LayerReport, Report
 from dflash_mlx.convert import convert as convert_draft
-from dflash_mlx.convert.conversion import Progress, Task
+from dflash_mlx.convert.conversion import Progress
 from dflash_mlx.convert.files import write_json
+from dflash_mlx.convert.task import Task
 from dflash_mlx.demo import demo_paths
 from dflash_mlx.errors import DFlashError
 

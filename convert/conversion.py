@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,20 +23,17 @@ from dflash_mlx.convert.files import (
     write_weights,
 )
 from dflash_mlx.convert.report import LayerReport, Report
-from dflash_mlx.draft import DFlashDraft, DraftConfig
+from dflash_mlx.convert.task import Task
+from dflash_mlx.draft import DraftConfig
 from dflash_mlx.draft.dtype import parameters
 from dflash_mlx.draft.quantize import (
     Quantization,
-    dequantize_draft,
     linear_layers,
     quantization_block,
-    quantize_draft,
     weight_rows,
     width,
 )
 from dflash_mlx.errors import CheckpointError, DFlashError
-
-DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
 # Called with bytes done, bytes in all, and the layer that is next; "" when all are written.
 Progress = Callable[[int, int, str], None]
@@ -109,66 +106,6 @@ def convert(
         except DFlashError as error:
             raise DFlashError(f"{output} is finished, but not checked: {error}") from error
     return report
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked for: one of quantizing and dequantizing, or neither, and a dtype."""
-
-    wanted: Quantization | None
-    dequantize: bool
-    dtype: str | None
-    keep: tuple[str, ...]
-
-    @classmethod
-    def choose(
-        cls,
-        bits: int | None,
-        group_size: int | None,
-        mode: str,
-        dtype: str | None,
-        keep: tuple[str, ...],
-        dequantize: bool,
-    ) -> "Task":
-        quantizing = bits is not None or group_size is not None or mode != "affine"
-        if quantizing and dequantize:
-            raise DFlashError("A draft is quantized or dequantized, not both; leave one out.")
-        if dtype is not None and dtype not in DTYPES:
-            raise DFlashError(f"There is no dtype {dtype}; give one of {', '.join(DTYPES)}.")
-        if not quantizing and not dequantize and dtype is None:
-            raise DFlashError(
-                "Nothing is asked for; give 4 or 8 bits, a mode, dequantize, or a dtype."
-            )
-        if keep and not quantizing:
-            raise DFlashError("Layers can be kept only where others are quantized; give bits too.")
-        wanted = Quantization.choose(bits, group_size, mode) if quantizing else None
-        return cls(wanted, dequantize, dtype, keep)
-
-    @property
-    def words(self) -> str:
-        """The task in words."""
-        what = "dequantized" if self.dequantize else "as stored"
-        if self.wanted is not None:
-            bits, mode, group = self.wanted.bits, self.wanted.mode, self.wanted.group_size
-            what = f"{bits} bit, {mode}, group size {group}"
-        return f"{what}, {self.dtype}" if self.dtype else what
-
-    @property
-    def suffix(self) -> str:
-        """What to append to a draft's name."""
-        if self.wanted is None:
-            return self.dtype or "dequantized"
-        return f"{self.wanted.bits}bit" if self.wanted.mode == "affine" else self.wanted.mode
-
-    def apply(self, draft: DFlashDraft) -> dict[str, str]:
-        """Change a draft lazily; returns why layers were left, by path."""
-        if self.dtype is not None:
-            draft.set_dtype(DTYPES[self.dtype])
-        if self.wanted is not None:
-            return quantize_draft(draft, self.wanted, self.keep)
-        if self.dequantize:
-            dequantize_draft(draft)
-        return {}
 
 
 @dataclass
@@ -251,6 +188,8 @@ def _finished(
         if piece.linear is not None:
             report, before, after = piece.linear
             report.error = relative_error(before, after)
+            if not isfinite(report.error):
+                raise _not_finite(piece.path)
             del before, after
         arrays = piece.arrays
         del piece
@@ -270,10 +209,14 @@ def _evaluate(piece: _Piece) -> None:
         raise CheckpointError(f"The draft's {piece.path} cannot be read: {error}.") from error
     for name, array in piece.arrays.items():
         if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
-            raise CheckpointError(
-                f"The draft's {name} would hold infinity or NaN: either its file is damaged, and "
-                "another download helps, or its numbers exceed the dtype, and bfloat16 helps."
-            )
+            raise _not_finite(name)
+
+
+def _not_finite(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"The draft's {name} would hold infinity or NaN: either its file is damaged, and another "
+        "download helps, or its numbers exceed the dtype, and bfloat16 helps."
+    )
 
 
 def relative_error(before: nn.Module, after: nn.Module) -> float:

@@ -24,7 +24,7 @@ from dflash_mlx.draft.dtype import parameters, set_activation_dtype
 from dflash_mlx.draft.quantize import Quantization, quantize_draft, quantize_like
 from dflash_mlx.errors import CheckpointError
 
-_DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
+_DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICEN[CS]E*", "NOTICE*"]
 _TARGET_FILES = [
     "*.json",
     "model*.safetensors",

@@ -11,7 +11,7 @@ import pytest
 
 from dflash_mlx import load, load_draft
 from dflash_mlx.cli.convert import Dtype, Mode
-from dflash_mlx.convert.conversion import DTYPES
+from dflash_mlx.convert.task import DTYPES
 from dflash_mlx.draft.quantize import LEGAL
 from tests import draft_checkpoints as published
 from tests.command_line import complaint, run, spawn

@@ -222,6 +222,16 @@ def test_broken_weights_are_named(
     assert names(tmp_path) == {"source"}
 
 
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
+def test_no_nan_hides_in_packed_numbers(source: Path, tmp_path: Path, mode: str) -> None:
+    weight = mx.ones((128, 640))
+    weight[5, 7] = float("nan")
+    rewrite(source, fc__weight=weight)
+    with pytest.raises(CheckpointError, match="fc would hold infinity or NaN"):
+        convert(source, tmp_path / "made", mode=mode)
+    assert names(tmp_path) == {"source"}
+
+
 @pytest.mark.parametrize("settings", [{"dtype": "float16"}, {"dtype": "float16", "bits": 4}])
 def test_numbers_beyond_float16_are_found(
     source: Path, tmp_path: Path, settings: dict[str, Any]
