@@ -89,7 +89,8 @@ def generate(
     """len(text) tokens with a draft that knows the text: (tokens, last response)."""
     view = drive.view_of(family, seed)
     known = [*(history or []), *prompt, *text]
-    model = SpeculativeModel(view.model, SyntheticDraft(view, known, right, seed=seed))
+    draft: Any = SyntheticDraft(view, known, right, seed=seed)
+    model = SpeculativeModel(view.model, draft)
     tokens, last = [], None
     for last in dflash_mlx.stream_generate(
         model, TOKENIZER, prompt, max_tokens=len(text), **options
@@ -101,7 +102,8 @@ def generate(
 def new_cache(family: str, seed: int = 0) -> Any:
     """An empty prompt cache for `generate`."""
     view = drive.view_of(family, seed)
-    return SpeculativeModel(view.model, SyntheticDraft(view, [], 0.0)).make_cache()
+    draft: Any = SyntheticDraft(view, [], 0.0)
+    return SpeculativeModel(view.model, draft).make_cache()
 
 
 def check_logits(family: str, cache: Any, tokens: list[int], seed: int = 0) -> None:
@@ -115,12 +117,12 @@ def check_logits(family: str, cache: Any, tokens: list[int], seed: int = 0) -> N
     assert drive.gap(after, fresh) < 1e-4
 
 
-def check(cell: Cell) -> None:
+def check(cell: Cell, tokens: int = drive.TOKENS) -> None:
     """Greedy text equals plain mlx_lm's, and so does what the caches are left as."""
     prompt = drive.prompt_of(cell.length, cell.seed)
-    text = drive.plain(cell.family, cell.length, cell.seed)
+    text = drive.plain(cell.family, cell.length, cell.seed, tokens)
     cache = new_cache(cell.family, cell.seed)
-    tokens, last = generate(
+    emitted, last = generate(
         cell.family,
         prompt,
         text,
@@ -129,7 +131,7 @@ def check(cell: Cell) -> None:
         verify_length=cell.verify_length,
         prompt_cache=cache,
     )
-    assert tuple(tokens) == text
+    assert tuple(emitted) == text
     check_logits(cell.family, cache, [*prompt, *text], cell.seed)
     if cell.verify_length == 0:
         assert last.proposed == 0
@@ -142,6 +144,14 @@ def plain_with(family: str, prompt: list[int], tokens: int, **options: Any) -> t
     """What mlx_lm writes with these options."""
     steps = generate_step(mx.array(prompt), drive.model_of(family), max_tokens=tokens, **options)
     return tuple(int(token) for token, _ in steps)
+
+
+def plain_turns(
+    family: str, turns: list[list[int]], tokens: int, **options: Any
+) -> list[tuple[int, ...]]:
+    """What mlx_lm writes after each turn, with one cache carried over."""
+    cache = drive.view_of(family).make_cache()
+    return [plain_with(family, turn, tokens, prompt_cache=cache, **options) for turn in turns]
 
 
 def seeded_sampler() -> Callable[[mx.array], mx.array]:
