@@ -189,7 +189,7 @@ def _ending_cleanly() -> Iterator[None]:
 def _progress() -> Iterator[Progress]:
     """A bar on stderr over the draft's bytes; nothing where no one watches."""
     bar = Bar(
-        TextColumn("{task.description:<32}"),
+        TextColumn("{task.description:<34}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
@@ -199,8 +199,8 @@ def _progress() -> Iterator[Progress]:
     )
     task = bar.add_task("", total=None)
 
-    def show(done: int, total: int, layer: str) -> None:
-        bar.update(task, completed=done, total=total, description=layer or "reading it again")
+    def show(done: int, total: int, what: str) -> None:
+        bar.update(task, completed=done, total=total, description=what)
 
     with bar:
         yield show

@@ -35,7 +35,7 @@ from dflash_mlx.draft.quantize import (
 )
 from dflash_mlx.errors import CheckpointError, DFlashError
 
-# Called with bytes done, bytes in all, and the layer that is next; "" when all are written.
+# Called with bytes done, bytes in all, and what is next: a layer, or a word on what follows them.
 Progress = Callable[[int, int, str], None]
 
 
@@ -53,7 +53,7 @@ def convert(
     dry_run: bool = False,
     force: bool = False,
     revision: str | None = None,
-    progress: Progress = lambda done, total, layer: None,
+    progress: Progress = lambda done, total, what: None,
 ) -> Report:
     """Quantize, dequantize or cast a draft into a new directory that `load_draft` takes.
 
@@ -70,7 +70,7 @@ def convert(
         dry_run: report what would be done, and write nothing.
         force: replace an output that exists.
         revision: branch, tag or commit of the hub repository.
-        progress: told before each layer, and when all are written.
+        progress: told before each layer, before all is read again, and before the check.
 
     Raises:
         DFlashError: settings that do not go together, an output that exists, a draft that cannot
@@ -92,7 +92,7 @@ def convert(
         meant: dict[str, _Tensor] = {}
         tensors = _finished(pieces, meant, progress)
         write_weights(directory, tensors, sizes, report.weights)
-        progress(report.bytes_after, report.bytes_after, "")
+        progress(report.bytes_after, report.bytes_after, "reading it again")
         write_json(directory / "config.json", config)
         copy_legal_texts(source, directory)
         target = None if check is None else str(check)
@@ -101,6 +101,7 @@ def convert(
         report.peak_memory = mx.get_peak_memory()
     report.written = True
     if check is not None:
+        progress(report.bytes_after, report.bytes_after, "checking")
         try:
             report.check = check_drafts(check, source, output)
         except DFlashError as error:

@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_made_is_named(source: Path, tmp_path: Path) -> 
         convert(source, tmp_path / "file/made", bits=4)
 
 
-@pytest.mark.parametrize("stop_at", ["fc", "layers.3.mlp.up_proj", ""])
+@pytest.mark.parametrize("stop_at", ["fc", "layers.3.mlp.up_proj", "reading it again"])
 def test_an_interruption_leaves_nothing(source: Path, tmp_path: Path, stop_at: str) -> None:
     def progress(done: int, total: int, layer: str) -> None:
         if layer == stop_at:
