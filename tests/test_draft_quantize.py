@@ -205,3 +205,24 @@ def test_integers_where_weights_belong_are_named(tmp_path: Path) -> None:
     tensors["fc.weight"] = tensors["fc.weight"].astype(mx.uint8)
     with pytest.raises(CheckpointError, match=r"fc\.weight holds uint8 numbers"):
         build_draft(DraftConfig.from_dict(config), tensors)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_settings_of_single_layers_are_found_under_either_name(tmp_path: Path, prefix: str) -> None:
+    config = published.qwen3()
+    published.write(tmp_path / "draft", config)
+    draft = read_draft(tmp_path / "draft")
+    quantize_draft(draft, Quantization.choose(8, 32))
+    quantize_draft(draft, Quantization.choose(4), keep=["fc"])
+    eight = {"group_size": 32, "bits": 8, "mode": "affine"}
+    assert quantization_block(draft) == {
+        "group_size": 64,
+        "bits": 4,
+        "mode": "affine",
+        "fc": eight,
+    }
+    block = {"group_size": 64, "bits": 4, f"{prefix}fc": eight}
+    built = build_draft(DraftConfig.from_dict(config | {"quantization": block}), parameters(draft))
+    assert (built.fc.bits, built.layers[0].mlp.up_proj.bits) == (8, 4)
+    draft.set_dtype(mx.float32)
+    assert mx.array_equal(hidden(built), hidden(draft))
