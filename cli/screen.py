@@ -68,9 +68,7 @@ def stats_line(figures: Figures) -> str:
         f"first token {seconds(figures.first_token_seconds)}",
     ]
     if figures.reused_tokens is not None:
-        parts.append(
-            f"prompt {figures.prompt_tokens} tokens, {figures.reused_tokens} of them from the cache"
-        )
+        parts.append(f"prompt {figures.prompt_tokens}, {figures.reused_tokens} of it cached")
     return " · ".join(parts)
 
 

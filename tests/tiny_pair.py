@@ -30,9 +30,15 @@ LAYERS, BLOCK = 4, 4
 
 def vocabulary(says: str) -> list[str]:
     """Specials, printable ASCII, and the words of the sentence with their leading spaces."""
-    words = [w if i == 0 else f" {w}" for i, w in enumerate(says.split(" "))]
     characters = ["\n", *map(chr, range(32, 127))]
-    return [*SPECIALS, *characters, *(w for w in words if len(w) > 1)]
+    words = [word for word in spoken(says) if len(word) > 1 and word not in SPECIALS]
+    return [*SPECIALS, *characters, *words]
+
+
+def spoken(says: str) -> list[str]:
+    """The sentence as tokens: words with their leading spaces, specials without."""
+    words = says.split(" ")
+    return [w if i == 0 or w in SPECIALS else f" {w}" for i, w in enumerate(words)]
 
 
 def write_pair(folder: Path, says: str | None = None, **target_config: Any) -> tuple[Path, Path]:
@@ -68,7 +74,7 @@ def write_target(folder: Path, says: str | None = None, **changes: Any) -> None:
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     _write_json(folder / "config.json", {"architectures": ["Qwen3ForCausalLM"], **config})
-    _write_tokenizer(folder, words)
+    write_tokenizer(folder, words)
 
 
 def _recite(model: qwen3.Model, words: list[str], says: str) -> None:
@@ -77,23 +83,24 @@ def _recite(model: qwen3.Model, words: list[str], says: str) -> None:
         layer.mlp.down_proj.weight *= 0
     embedding = mx.random.normal((len(words), model.args.hidden_size))
     model.model.embed_tokens.weight = embedding
-    spoken = [w if i == 0 else f" {w}" for i, w in enumerate(says.split(" "))]
-    chain = [words.index(w) for w in ["\n", *spoken, "<|end|>"]]
+    chain = [words.index(w) for w in ["\n", *spoken(says), "<|end|>"]]
     follows = dict(itertools.pairwise(chain))
-    follows[words.index("</think>")] = chain[1]
+    # Where thinking is turned off, the prompt ends with its closing marker.
+    follows.setdefault(words.index("</think>"), chain[1])
     head = [mx.zeros(model.args.hidden_size)] * len(words)
     for word, following in follows.items():
         head[following] = head[following] + embedding[word]
     model.lm_head.weight = mx.stack(head)
 
 
-def _write_tokenizer(folder: Path, words: list[str]) -> None:
+def write_tokenizer(folder: Path, words: list[str]) -> None:
+    """A tokenizer with a chat template, for a vocabulary in the order of its ids."""
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<|pad|>"))
     longest = sorted((w for w in words if w not in SPECIALS), key=len, reverse=True)
     pattern = "|".join(_escape(w) for w in longest)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(SPECIALS)
+    tokenizer.add_special_tokens([word for word in SPECIALS if word in words])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -28,14 +28,14 @@ class Figures:
     peak_memory: float
 
     @classmethod
-    def of(cls, last: GenerationResponse, reused: int | None = None) -> "Figures":
-        """The figures of a generation, from its last response."""
+    def of(cls, last: GenerationResponse) -> "Figures":
+        """The figures of a generation without a cache, from its last response."""
         return cls(
             acceptance_length=last.acceptance_length,
             generation_tps=last.generation_tps,
             tokens=last.generation_tokens,
             first_token_seconds=last.prompt_tokens / last.prompt_tps,
-            prompt_tokens=last.prompt_tokens + (reused or 0),
-            reused_tokens=reused,
+            prompt_tokens=last.prompt_tokens,
+            reused_tokens=None,
             peak_memory=last.peak_memory,
         )

@@ -1,0 +1,145 @@
+"""dflash-mlx chat: a conversation in the terminal."""
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
+
+from dflash_mlx.cli import options
+from dflash_mlx.cli.answer import AsMarkdown, AsWritten
+from dflash_mlx.cli.chat_commands import Leave, Talk, obey
+from dflash_mlx.cli.line_input import open_input
+from dflash_mlx.cli.loading import load_pair
+from dflash_mlx.cli.screen import fail, note, stats_line
+from dflash_mlx.conversation import Template
+from dflash_mlx.conversation.conversation import Conversation
+from dflash_mlx.errors import DFlashError
+from dflash_mlx.measure.run import Settings
+
+MarkdownOption = Annotated[
+    bool, typer.Option("--markdown", help="Render Markdown, block by block.")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Go on with a conversation that /save wrote.", show_default=False
+    ),
+]
+
+
+def chat(
+    markdown: MarkdownOption = False,
+    resume: Resume = None,
+    model: options.Model = None,
+    draft: options.Draft = None,
+    revision: options.Revision = None,
+    draft_revision: options.DraftRevision = None,
+    draft_bits: options.DraftBits = None,
+    adapter_path: options.AdapterPath = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    extra_eos_token: options.ExtraEosToken = None,
+    temp: options.Temp = 0.0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    top_k: options.TopK = 0,
+    seed: options.Seed = None,
+    system_prompt: options.SystemPrompt = None,
+    think: options.Think = None,
+    chat_template_config: options.ChatTemplateConfig = None,
+    max_tokens: options.MaxTokens = 4096,
+    verify_length: options.VerifyLength = None,
+    kv_bits: options.KVBits = None,
+    kv_group_size: options.KVGroupSize = 64,
+    quantized_kv_start: options.QuantizedKVStart = DEFAULT_QUANTIZED_KV_START,
+    prefill_step_size: options.PrefillStepSize = 2048,
+) -> None:
+    """Talk with a model over several turns; /help lists what else can be typed."""
+    loaded = load_pair(
+        options.Pair(
+            model,
+            draft,
+            revision,
+            draft_revision,
+            adapter_path,
+            trust_remote_code,
+            tuple(extra_eos_token or ()),
+            draft_bits,
+        ),
+        seed,
+    )
+    template = Template(
+        loaded.tokenizer, system_prompt, loaded.think(think), chat_template_config or {}
+    )
+    settings = Settings(
+        max_tokens=max_tokens,
+        verify_length=verify_length,
+        temp=temp,
+        top_p=top_p,
+        min_p=min_p,
+        top_k=top_k,
+        prefill_step_size=prefill_step_size,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        quantized_kv_start=quantized_kv_start,
+    )
+    talk = Talk(loaded, Conversation(loaded.model, template), settings, markdown)
+    if resume is not None:
+        talk.load(resume)
+    _run(talk)
+
+
+def _run(talk: Talk) -> None:
+    person = open_input()
+    if sys.stdin.isatty():
+        note('/help for help, """ for several lines, Ctrl-D to leave.')
+    while True:
+        try:
+            message = person.read()
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            note("Ctrl-D or /quit leaves.")
+            continue
+        except UnicodeDecodeError:
+            fail("The input is not UTF-8 text.")
+            raise typer.Exit(1) from None
+        if not message.strip():
+            continue
+        try:
+            if message.startswith("/"):
+                obey(message, talk)
+            else:
+                _answer(message, talk)
+        except Leave:
+            break
+        except DFlashError as error:
+            fail(str(error))
+
+
+def _answer(message: str, talk: Talk) -> None:
+    drawing = AsMarkdown() if talk.markdown else AsWritten()
+    conversation = talk.conversation
+    pieces = conversation.ask(message, **talk.arguments())
+    interrupted = False
+    try:
+        with closing(pieces):
+            for piece in pieces:
+                drawing.show(piece)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        interrupted = True
+    finally:
+        drawing.end()
+    if conversation.last is not None:
+        talk.count(conversation.last)
+        note(stats_line(conversation.last))
+    if interrupted:
+        note("Stopped.")
+    elif conversation.finish_reason == "length":
+        note(talk.length_hint())
