@@ -17,14 +17,25 @@ from dflash_mlx.target import TargetView, watch
 from .families import drive
 from .families.models import CONFIGS, VOCAB, build, configure
 
-SCALES = {"gemma2": 32**0.5, "gemma4": 32**0.5, "gemma3n": 32**0.5, "granitemoehybrid": 3.0}
+ROOT = 32**0.5  # of the hidden size
+SCALES = {
+    "gemma2": ROOT,
+    "gemma3_text": ROOT,
+    "gemma3n": ROOT,
+    "gemma4": ROOT,
+    "gemma4_text": ROOT,
+    "gear": ROOT,
+    "recurrent_gemma": ROOT,
+    "granitemoehybrid": 3.0,
+}
 
 
 def state_of(model: nn.Module) -> tuple[list[type], list[tuple[str, Any]], list[set[str]]]:
     """What a caller could see changed: classes, parameters, attribute names."""
     modules = list(model.modules())
     names = [set(vars(m)) | set(m) for m in modules]
-    return [type(m) for m in modules], list(tree_flatten(model.parameters())), names
+    parameters: Any = tree_flatten(model.parameters())
+    return [type(m) for m in modules], parameters, names
 
 
 def assert_unchanged(before: Any, model: nn.Module) -> None:
@@ -84,10 +95,7 @@ def test_embedding_and_head(family: str) -> None:
     tokens = mx.array([[5, 6, 7]])
     embedded = view.embed(tokens)
     assert embedded.shape == (1, 3, view.hidden_size)
-    if family in SCALES:
-        assert view.embed_scale == pytest.approx(SCALES[family], rel=1e-5)
-    if not family.startswith(("gemma", "granite", "recurrent_gemma")):
-        assert view.embed_scale == 1.0
+    assert view.embed_scale == pytest.approx(SCALES.get(family, 1.0), rel=1e-5)
     assert view.head(embedded).shape == (1, 3, VOCAB)
     assert view.vocab_size == VOCAB
 
