@@ -4,10 +4,11 @@ from dflash_mlx.cli.app import app
 from dflash_mlx.cli.bench import bench
 from dflash_mlx.cli.chat import chat
 from dflash_mlx.cli.convert import convert
+from dflash_mlx.cli.doctor import doctor
 from dflash_mlx.cli.generate import generate
 from dflash_mlx.cli.models import models
 
-for command in (generate, chat, bench, models, convert):
+for command in (generate, chat, bench, models, convert, doctor):
     app.command()(command)
 
 

@@ -9,12 +9,15 @@ import typer
 from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
 
 from dflash_mlx.cli import bench_screen, options
+from dflash_mlx.cli.chart import check_format, write_chart
 from dflash_mlx.cli.loading import Loaded, load_pair
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import note, progress, working
-from dflash_mlx.conversation import Template, check_positions
+from dflash_mlx.conversation import Template, check_positions, max_positions
+from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure import summary
 from dflash_mlx.measure.comparison import BenchPrompt, Result, compare
+from dflash_mlx.measure.context import context_prompts
 from dflash_mlx.measure.machine import machine
 from dflash_mlx.measure.prompts import (
     Question,
@@ -24,6 +27,7 @@ from dflash_mlx.measure.prompts import (
     rendered,
 )
 from dflash_mlx.measure.run import Settings
+from dflash_mlx.measure.summary import Summary
 
 _BENCH = "Benchmark"
 Prompts = Annotated[
@@ -51,13 +55,49 @@ Json = Annotated[
         rich_help_panel=_BENCH,
     ),
 ]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.svg|png",
+        help="Draw a chart of the speeds; .png needs Pillow.",
+        show_default=False,
+        rich_help_panel=_BENCH,
+    ),
+]
+
+
+def _lengths(value: str | list[int]) -> list[int]:
+    """\"1k,4096\" as token counts; a k is 1024."""
+    if isinstance(value, list):
+        return value
+    lengths = []
+    for part in value.lower().split(","):
+        number = part.strip().removesuffix("k")
+        if not number.isdecimal() or int(number) == 0:
+            raise typer.BadParameter(f"{part.strip()!r} is no length like 4k or 4096.")
+        lengths.append(int(number) * (1024 if part.strip().endswith("k") else 1))
+    return lengths
+
+
+Context = Annotated[
+    Any,
+    typer.Option(
+        metavar="1k,4k,...",
+        parser=_lengths,
+        help="Measure at these context lengths, with conversations that long.",
+        show_default=False,
+        rich_help_panel=_BENCH,
+    ),
+]
 
 
 def bench(
     prompts: Prompts = None,
     repeats: Repeats = 3,
     cooldown: Cooldown = 0.0,
+    context: Context = None,
     json_file: Json = None,
+    plot: Plot = None,
     model: options.Model = None,
     draft: options.Draft = None,
     revision: options.Revision = None,
@@ -84,6 +124,9 @@ def bench(
 ) -> None:
     """Measure how much faster DFlash is than plain mlx_lm, and whether the text is the same."""
     _check_target(json_file)
+    _check_target(plot)
+    if plot:
+        check_format(plot)
     questions = read_questions(prompts) if prompts else None
     pair = options.Pair(
         model,
@@ -116,7 +159,7 @@ def bench(
         kv_group_size=kv_group_size,
         quantized_kv_start=quantized_kv_start,
     )
-    to_run = _prompts(questions, loaded, template)
+    to_run = _prompts(questions, loaded, template, context, max_tokens)
     with working("Looking at the machine"):
         about = machine()
     bench_screen.header(about, loaded, settings, to_run, repeats)
@@ -132,19 +175,51 @@ def bench(
         )
     bench_screen.report(results)
     if json_file:
-        report = _report(results, about, loaded, settings, repeats)
-        _write(json_file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        report = _report(results, about, loaded, settings, repeats, context)
+        text = json.dumps(report, indent=2, ensure_ascii=False)
+        json_file.write_text(text + "\n", encoding="utf-8")
+        note(f"Written: {json_file}")
+    if plot:
+        name = "demo pair" if loaded.demo else Path(loaded.target).name
+        by = "context length" if context else "kind of prompt"
+        title = f"Tokens per second by {by}: {name}"
+        write_chart(plot, title, _charted(results, context is not None), about)
+        note(f"Written: {plot}")
 
 
 def _prompts(
-    questions: list[Question] | None, loaded: Loaded, template: Template
+    questions: list[Question] | None,
+    loaded: Loaded,
+    template: Template,
+    context: list[int] | None,
+    max_tokens: int,
 ) -> list[BenchPrompt]:
+    target = loaded.model.target
     if questions is None:
         questions = demo_questions() if loaded.demo else builtin_questions()
-    prompts = rendered(questions, template)
+    if context is None:
+        prompts = rendered(questions, template)
+    else:
+        most = max_positions(target)
+        need = max(context) + max(max_tokens, 1)
+        if most is not None and need > most:
+            raise DFlashError(
+                f"A context of {max(context)} tokens and an answer of {max(max_tokens, 1)} need "
+                f"{need} positions, and this model has {most}; choose shorter ones."
+            )
+        with working("Writing conversations"):
+            prompts = context_prompts(loaded.model, template, questions, context)
     for prompt in prompts:
-        check_positions(loaded.model.target, len(prompt.tokens))
+        check_positions(target, len(prompt.tokens))
     return prompts
+
+
+def _charted(results: list[Result], by_context: bool) -> dict[str, Summary]:
+    counted = [r for r in results if r.prompt.counts] or results
+    rows = summary.by_kind(counted)
+    if len(rows) > 1 and not by_context:
+        rows["overall"] = summary.overall(results)
+    return rows
 
 
 def _report(
@@ -153,6 +228,7 @@ def _report(
     loaded: Loaded,
     settings: Settings,
     repeats: int,
+    context: list[int] | None,
 ) -> dict[str, Any]:
     return {
         "summary": summary.overall(results).as_json(),
@@ -162,6 +238,7 @@ def _report(
             "model": loaded.target,
             "draft": loaded.draft,
             "repeats": repeats,
+            "context": context,
             "max_tokens": settings.max_tokens,
             "verify_length": settings.verify_length,
             "temp": settings.temp,
@@ -184,8 +261,3 @@ def _check_target(file: Path | None) -> None:
         raise UsageError(f"{file} cannot be written: there is no directory {folder}.")
     if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
         raise UsageError(f"{file} cannot be written; choose another place.")
-
-
-def _write(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
-    note(f"Written: {file}")

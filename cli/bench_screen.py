@@ -52,6 +52,7 @@ def report(results: Sequence[Result]) -> None:
 def _table(results: Sequence[Result], total: Summary) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     table.add_column("\nkind", no_wrap=True)
+    unit = "GB" if total.plain.peak_memory >= 1 else "MB"
     for name in (
         "prompt\ntokens",
         "plain\ntok/s",
@@ -59,7 +60,7 @@ def _table(results: Sequence[Result], total: Summary) -> Table:
         "speed-\nup",
         "accept.\nlength",
         "first token\nms, both",
-        "peak memory\nGB, both",
+        f"peak memory\n{unit}, both",
         "same\ntext",
     ):
         table.add_column(name, justify="right", no_wrap=True)
@@ -67,18 +68,18 @@ def _table(results: Sequence[Result], total: Summary) -> Table:
     rows = by_kind(results)
     apart = outside if len(outside) < len(rows) else set()
     for kind in (k for k in rows if k not in apart):
-        _row(table, kind, rows[kind])
+        _row(table, kind, rows[kind], unit)
     table.add_section()
-    _row(table, "overall", total, style="bold")
+    _row(table, "overall", total, unit, style="bold")
     if apart:
         table.add_section()
         table.add_row(Text("not counted above:", style="dim"))
     for kind in apart:
-        _row(table, kind, rows[kind])
+        _row(table, kind, rows[kind], unit)
     return table
 
 
-def _row(table: Table, name: str, s: Summary, style: str | None = None) -> None:
+def _row(table: Table, name: str, s: Summary, unit: str, style: str | None = None) -> None:
     same = {True: "yes", False: "no", None: "-"}[s.identical]
     table.add_row(
         Text(name),
@@ -88,10 +89,16 @@ def _row(table: Table, name: str, s: Summary, style: str | None = None) -> None:
         f"{s.speedup:.2f}x",
         f"{s.acceptance_length:.2f}",
         f"{1000 * s.plain.first_token_seconds:.0f} / {1000 * s.dflash.first_token_seconds:.0f}",
-        f"{s.plain.peak_memory:.2f} / {s.dflash.peak_memory:.2f}",
+        _memory(s, unit),
         same,
         style=style,
     )
+
+
+def _memory(s: Summary, unit: str) -> str:
+    if unit == "GB":
+        return f"{s.plain.peak_memory:.2f} / {s.dflash.peak_memory:.2f}"
+    return f"{1000 * s.plain.peak_memory:.0f} / {1000 * s.dflash.peak_memory:.0f}"
 
 
 def _bars(title: str, labels: Sequence[str], shares: Sequence[float]) -> None:

@@ -79,6 +79,7 @@ SCHEMA = _object(
         model=_TEXT,
         draft=_TEXT,
         repeats={"type": "integer", "minimum": 1},
+        context={"type": ["array", "null"], "items": COUNT},
         max_tokens={"type": "integer", "minimum": -1},
         verify_length={"type": ["integer", "string", "null"]},
         temp=NUMBER,

@@ -1,16 +1,21 @@
 """dflash-mlx bench, as a user runs it."""
 
 import json
+import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
+from PIL import Image
 
 from dflash_mlx.measure import comparison
 from dflash_mlx.measure.run import Run
 from tests.bench_schema import SCHEMA
 from tests.command_line import complaint, run
 from tests.tiny_pair import BLOCK, SENTENCE, write_pair
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +140,57 @@ def test_unequal_lengths_are_a_difference(tmp_path, prompts, reciting, monkeypat
     assert "DFlash had ended" in screen
 
 
+def test_context_lengths(tmp_path, reciting):
+    written, screen = report(tmp_path, "--repeats", "1", "--context", "600,1k", *reciting)
+    assert list(written["kinds"]) == ["600", "1k"]
+    assert written["settings"]["context"] == [600, 1024]
+    short, long = (p["prompt_tokens"] for p in written["prompts"])
+    # A turn of the built-in questions and the recited answer has some two hundred tokens.
+    assert 300 < short <= 600 and 700 < long <= 1024
+    assert "1k" in screen
+
+
+def test_a_context_beyond_the_positions_is_refused(reciting):
+    said = complaint(run("bench", "--context", "1k,2k", *reciting), 1)
+    assert "2304 positions, and this model has 2048" in said
+
+
+def test_a_context_too_short_for_talk_is_refused(reciting):
+    assert "too short" in complaint(run("bench", "--context", "20", *reciting), 1)
+
+
+@pytest.mark.parametrize("options", [[], ["--context", "500,1k"]])
+def test_chart_as_svg(tmp_path, prompts, reciting, options):
+    file = tmp_path / "chart.svg"
+    result = run("bench", "--repeats", "1", "--plot", str(file), *prompts, *options, *reciting)
+    assert result.exit_code == 0, result.output
+    root = ElementTree.fromstring(file.read_text())
+    texts = [element.text or "" for element in root.iter(f"{SVG}text")]
+    rows = ["500", "1k"] if options else ["counting", "asking", "prompts", "overall"]
+    assert [t for t in texts if t in rows] == rows
+    assert len([t for t in texts if t.endswith("x")]) == len(rows)
+    # The paper, the legend, and two bars a row, none of them wider than the paper.
+    bars = list(root.iter(f"{SVG}rect"))
+    assert len(bars) == 3 + 2 * len(rows)
+    for bar in bars[1:]:
+        assert float(bar.attrib["x"]) + float(bar.attrib["width"]) < float(root.attrib["width"])
+
+
+def test_chart_as_png(tmp_path, prompts, reciting):
+    file = tmp_path / "chart.png"
+    assert run("bench", "--repeats", "1", "--plot", str(file), *prompts, *reciting).exit_code == 0
+    with Image.open(file) as image:
+        assert image.format == "PNG" and image.width > 1000
+        # Two colours of bars and the paper, and many between ink and paper where text is.
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 10
+
+
+def test_png_without_pillow_is_said_before_the_work(tmp_path, prompts, reciting, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    options = ["--plot", str(tmp_path / "chart.png"), *prompts, *reciting]
+    assert "dflash-mlx[png]" in complaint(run("bench", *options), 1)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -172,6 +228,11 @@ def test_a_directory_is_no_prompts_file(tmp_path, reciting):
         (["--json", "/nowhere/at/all.json"], "no directory"),
         (["--json", "."], "cannot be written"),
         (["--max-tokens", "0"], "--max-tokens"),
+        (["--plot", "chart.pdf"], ".svg or .png"),
+        (["--plot", "/nowhere/at/all.svg"], "no directory"),
+        (["--context", "long"], "no length like 4k"),
+        (["--context", "1k,0"], "no length like 4k"),
+        (["--context", ""], "no length like 4k"),
     ],
 )
 def test_usage_errors(options, said, reciting):

@@ -19,7 +19,7 @@ def machine() -> dict[str, Any]:
         "chip": chip(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": _system(),
         "device": str(mx.default_device().type).rsplit(".", 1)[-1],
         "gflops": round(matmul_gflops(), 1),
         "versions": {
@@ -29,6 +29,12 @@ def machine() -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def _system() -> str:
+    mac = platform.mac_ver()[0]
+    name = f"macOS {mac}" if mac else f"{platform.system()} {platform.release().split('-')[0]}"
+    return f"{name} {platform.machine()}"
 
 
 def chip() -> str:

@@ -1,10 +1,8 @@
-"""What bench asks: built-in prompts, a user's file, and long conversations."""
+"""What bench asks: built-in prompts, or a user's file."""
 
 import json
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -101,34 +99,3 @@ def rendered(questions: Iterable[Question], template: Template) -> list[BenchPro
         DFlashError: the template refuses one.
     """
     return [BenchPrompt(tuple(template.render(q.messages)), q.kind, q.counts) for q in questions]
-
-
-def long_conversation(
-    turns: Sequence[tuple[str, str]], question: Question, tokens: int, template: Template
-) -> list[int]:
-    """A conversation of at most `tokens` tokens that repeats some turns and ends with a question.
-
-    Args:
-        turns: questions and their answers, at least one; they are repeated as often as fits.
-        question: what is asked at the end.
-        tokens: the prompt's length to come near to.
-        template: renders it.
-
-    Raises:
-        DFlashError: not even one turn fits.
-    """
-
-    def render(count: int) -> list[int]:
-        history: list[Message] = []
-        for asked, answered in islice(cycle(turns), count):
-            history.append({"role": "user", "content": asked})
-            history.append({"role": "assistant", "content": answered})
-        return template.render([*history, *question.messages])
-
-    count = 1
-    while len(render(2 * count)) <= tokens:
-        count *= 2
-    fitting = bisect_right(range(2 * count), tokens, lo=1, key=lambda n: len(render(n))) - 1
-    if fitting < 1:
-        raise DFlashError(f"A context of {tokens} tokens is too short for one turn of talk.")
-    return render(fitting)

@@ -1,0 +1,197 @@
+"""The chart of a comparison, as SVG or PNG: tokens a second, plain and DFlash, for each kind."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from xml.sax.saxutils import escape
+
+from dflash_mlx.cli.options import UsageError
+from dflash_mlx.errors import DFlashError
+from dflash_mlx.measure.summary import Summary
+
+FORMATS = (".svg", ".png")
+
+_WIDTH, _MARGIN, _LABELS, _VALUES, _ROW, _BAR = 760, 28, 150, 130, 58, 18
+_INK, _QUIET, _PAPER, _PLAIN, _DFLASH = "#1f2328", "#6e7781", "#ffffff", "#b8c0c8", "#0f7b6c"
+
+_Anchor = Literal["start", "end"]
+
+
+class Canvas(Protocol):
+    """What a chart is drawn on; coordinates in pixels from the top left."""
+
+    def bar(self, x: float, y: float, width: float, height: float, color: str) -> None: ...
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: int = 14,
+        color: str = _INK,
+        bold: bool = False,
+        anchor: _Anchor = "start",
+    ) -> None:
+        """Write on the base line y."""
+        ...
+
+
+def check_format(file: Path) -> None:
+    """See that a chart can be written to a file.
+
+    Raises:
+        UsageError: its suffix is none of ours.
+        DFlashError: it is .png and there is no Pillow.
+    """
+    if file.suffix.lower() not in FORMATS:
+        raise UsageError(f"A chart is written as .svg or .png, and {file} is neither.")
+    if file.suffix.lower() == ".png":
+        _pillow()
+
+
+def write_chart(
+    file: Path, title: str, rows: Mapping[str, Summary], about: Mapping[str, Any]
+) -> None:
+    """Draw a comparison into a file whose suffix says how.
+
+    Args:
+        file: ends with .svg or .png.
+        title: what was measured.
+        rows: a summary for each pair of bars; the one called "overall" stands out.
+        about: the machine.
+
+    Raises:
+        as `check_format`.
+    """
+    check_format(file)
+    height = 118 + _ROW * len(rows)
+    if file.suffix.lower() == ".svg":
+        svg = _Svg(_WIDTH, height)
+        _draw(svg, title, rows, about, height)
+        file.write_text(svg.document(), encoding="utf-8")
+    else:
+        png = _Png(_WIDTH, height)
+        _draw(png, title, rows, about, height)
+        png.image.save(file)
+
+
+def _draw(
+    canvas: Canvas, title: str, rows: Mapping[str, Summary], about: Mapping[str, Any], height: int
+) -> None:
+    canvas.text(_MARGIN, 38, title, size=18, bold=True)
+    canvas.bar(_MARGIN, 54, 12, 12, _PLAIN)
+    canvas.text(_MARGIN + 18, 65, "plain mlx_lm", size=13, color=_QUIET)
+    canvas.bar(_MARGIN + 116, 54, 12, 12, _DFLASH)
+    canvas.text(_MARGIN + 134, 65, "DFlash", size=13, color=_QUIET)
+    fastest = max(max(s.plain.generation_tps, s.dflash.generation_tps) for s in rows.values())
+    left, room = _MARGIN + _LABELS, _WIDTH - 2 * _MARGIN - _LABELS - _VALUES
+    for i, (name, s) in enumerate(rows.items()):
+        y = 84 + i * _ROW
+        bold = name == "overall"
+        canvas.text(left - 14, y + _BAR + 5, name, anchor="end", bold=bold)
+        for j, (tps, color) in enumerate(
+            ((s.plain.generation_tps, _PLAIN), (s.dflash.generation_tps, _DFLASH))
+        ):
+            length = max(1.0, room * tps / fastest) if fastest else 1.0
+            canvas.bar(left, y + j * (_BAR + 2), length, _BAR, color)
+            canvas.text(left + length + 8, y + j * (_BAR + 2) + 14, _number(tps), size=13)
+        canvas.text(
+            _WIDTH - _MARGIN, y + _BAR + 6, f"{s.speedup:.2f}x", size=17, bold=True, anchor="end"
+        )
+    versions = about["versions"]
+    canvas.text(
+        _MARGIN,
+        height - 18,
+        f"{about['chip']}, {about['memory_gb']:.0f} GB, mlx {versions['mlx']}, "
+        f"mlx-lm {versions['mlx-lm']}, dflash-mlx {versions['dflash-mlx']}",
+        size=12,
+        color=_QUIET,
+    )
+
+
+def _number(tps: float) -> str:
+    return f"{tps:.0f}" if tps >= 100 else f"{tps:.1f}"
+
+
+class _Svg:
+    def __init__(self, width: int, height: int):
+        self._parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+            f'viewBox="0 0 {width} {height}" '
+            'font-family="-apple-system, Helvetica, Arial, sans-serif">',
+            f'<rect width="{width}" height="{height}" rx="8" fill="{_PAPER}"/>',
+        ]
+
+    def bar(self, x: float, y: float, width: float, height: float, color: str) -> None:
+        self._parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2" '
+            f'fill="{color}"/>'
+        )
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: int = 14,
+        color: str = _INK,
+        bold: bool = False,
+        anchor: _Anchor = "start",
+    ) -> None:
+        weight = ' font-weight="600"' if bold else ""
+        self._parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{color}"{weight} '
+            f'text-anchor="{anchor}">{escape(text)}</text>'
+        )
+
+    def document(self) -> str:
+        return "\n".join([*self._parts, "</svg>", ""])
+
+
+class _Png:
+    scale = 2  # sharp on high-resolution screens
+
+    def __init__(self, width: int, height: int):
+        image, draw, self._font = _pillow()
+        self.image = image.new("RGB", (width * self.scale, height * self.scale), _PAPER)
+        self._draw = draw.Draw(self.image)
+
+    def bar(self, x: float, y: float, width: float, height: float, color: str) -> None:
+        k = self.scale
+        box = (x * k, y * k, (x + width) * k - 1, (y + height) * k - 1)
+        self._draw.rounded_rectangle(box, radius=2 * k, fill=color)
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: int = 14,
+        color: str = _INK,
+        bold: bool = False,
+        anchor: _Anchor = "start",
+    ) -> None:
+        k = self.scale
+        self._draw.text(
+            (x * k, y * k),
+            text,
+            font=self._font.load_default(size * k),
+            fill=color,
+            anchor="rs" if anchor == "end" else "ls",
+            stroke_width=0.5 * k if bold else 0,
+            stroke_fill=color,
+        )
+
+
+def _pillow() -> tuple[Any, Any, Any]:
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError as error:
+        raise DFlashError(
+            "A PNG chart needs Pillow: pip install 'dflash-mlx[png]', or write .svg, which needs "
+            "nothing."
+        ) from error
+    return Image, ImageDraw, ImageFont
