@@ -149,10 +149,8 @@ def test_the_target_is_as_before_however_a_generation_ends(
 
         with monkeypatch.context() as patch:
             patch.setattr(layer, "__call__", broken)
-            watch._subclasses.clear()  # generated subclasses keep the method they found
             with pytest.raises(type(error)):
                 list(stream)
-        watch._subclasses.clear()
     assert _state(model) == before and not watch._swapped
     again = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=30)]
     assert again == text

@@ -290,3 +290,65 @@ def test_nothing_is_evaluated(family: str, monkeypatch: pytest.MonkeyPatch) -> N
     transaction = view.begin(cache)
     transaction.forward(mx.array([[1, 2, 3]]), (0,))
     transaction.commit(2)
+
+
+def test_rows_that_were_never_trained_hide_no_scale() -> None:
+    model = build("gemma2")
+    weight = model.model.embed_tokens.weight
+    model.model.embed_tokens.weight = mx.concatenate([mx.zeros((30, 32)), weight[30:]])
+    assert TargetView(model).embed_scale == ROOT
+
+
+def test_a_replaced_mixer_is_noticed() -> None:
+    """Its state would silently stay behind."""
+    model = build("qwen3_5")
+    view = TargetView(model)
+    old = model.layers[0].linear_attn
+    model.layers[0].linear_attn = build("qwen3_5", 1).layers[0].linear_attn
+    cache = view.make_cache()
+    transaction = view.begin(cache)
+    transaction.forward(mx.array([[1, 2, 3]]))
+    with pytest.raises(RuntimeError, match="again"):
+        transaction.commit(1)
+    model.layers[0].linear_attn = old
+
+
+class _Outer(nn.Module):
+    """A mixer that writes one slot itself and lets an inner one write the others."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        before = 0.0 if cache[2] is None else cache[2]
+        sums = before + mx.cumsum(x, axis=1)
+        cache[2] = sums[:, -1:]
+        return self.inner(x, mask, cache) + 0.1 * sums
+
+
+def test_a_mixer_inside_a_mixer_is_replayed_once() -> None:
+    from mlx_lm.models.cache import ArraysCache, KVCache
+
+    model = build("qwen3_5")
+    for layer in model.layers:
+        if layer.is_linear:
+            layer.linear_attn = _Outer(layer.linear_attn)
+    object.__setattr__(
+        model,
+        "make_cache",
+        lambda: [ArraysCache(size=3) if c.is_linear else KVCache() for c in model.layers],
+    )
+    view = TargetView(model)
+    assert view._mixers is not None and len(view._mixers) == 4
+    cache, other = view.make_cache(), view.make_cache()
+    for c in (cache, other):
+        model(mx.array([[1, 2, 3]]), cache=c)
+    transaction = view.begin(cache)
+    transaction.forward(mx.array([[4, 5, 6, 7]]))
+    transaction.commit(2)
+    model(mx.array([[4, 5]]), cache=other)
+    for a, b in zip(cache, other, strict=True):
+        if isinstance(a, ArraysCache):
+            slots: list[tuple[Any, Any]] = list(zip(a.cache, b.cache, strict=True))
+            assert max(drive.gap(x, y) for x, y in slots) < 1e-5

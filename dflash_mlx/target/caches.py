@@ -121,9 +121,9 @@ class Ring(Rule):
     def mark(self, leaf: Any, resettable: bool) -> Any:
         if leaf.keep:
             raise UnsupportedTarget(
-                f"this cache keeps its first {leaf.keep} tokens in a rotating window of "
+                f"This cache keeps its first {leaf.keep} tokens in a rotating window of "
                 f"{leaf.max_size} (max_kv_size), and mlx-lm hides those tokens when several are "
-                "processed at once, so the text would be wrong; leave max_kv_size out"
+                "processed at once, so the text would be wrong; leave max_kv_size out."
             )
         if resettable:
             return leaf.offset, leaf._idx, alias(leaf.keys), alias(leaf.values)

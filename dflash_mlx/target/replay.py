@@ -31,7 +31,9 @@ class MixerReplay:
 
     def __init__(self, mixers: list[nn.Module], children: list[nn.Module]):
         self._mixers, self._children = mixers, children
+        self._seen: set[int] = set()
         self._calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+        self._inside = False
         # id(child) -> (input rows, output) of its calls in order
         self._outputs: dict[int, deque[tuple[int, mx.array]]] = {}
 
@@ -42,8 +44,15 @@ class MixerReplay:
         ]
 
     def _record_call(self, call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        self._seen.add(id(module))
+        if self._inside:  # a mixer inside a mixer runs again with the outer one
+            return call(module, *args, **kwargs)
         self._calls.append((module, args, kwargs))
-        return call(module, *args, **kwargs)
+        self._inside = True
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            self._inside = False
 
     def _record_output(self, call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
         out = call(module, *args, **kwargs)
@@ -65,7 +74,12 @@ class MixerReplay:
         """Call the recorded mixers with the first `kept` of `rows` rows, 1 <= kept < rows.
 
         The leaves that the mixers write must be as they were before the verify.
+        Raises RuntimeError if a mixer was not called, so that its state cannot be brought back.
         """
+        if len(self._seen) < len(self._mixers):
+            raise RuntimeError(
+                "The target's layers were replaced after it was examined; make its view again."
+            )
 
         def first(value: Any) -> Any:
             if isinstance(value, mx.array) and value.ndim > 1 and value.shape[1] == rows:

@@ -28,8 +28,8 @@ def rewind(cache: list[Any], n_tokens: int) -> None:
     found = leaves(cache)
     if not all(_holds(leaf, n_tokens) for leaf in found):
         raise InvalidCache(
-            f"this prompt cache no longer holds what its first {n_tokens} tokens left behind; "
-            "start from a new cache or an earlier snapshot"
+            f"This prompt cache no longer holds what its first {n_tokens} tokens left behind; "
+            "start from a new cache or an earlier snapshot."
         )
     for leaf in found:
         if rule_of(leaf) is RING:
@@ -91,14 +91,14 @@ def restore(cache: list[Any], moment: Snapshot) -> None:
     found = leaves(cache)
     if [type(leaf) for leaf in found] != [cls for _, cls, _ in moment.marks]:
         raise InvalidCache(
-            "this prompt cache has changed its kind since the snapshot (it was quantized, or is "
-            "another model's); start from a new cache"
+            "This prompt cache has changed its kind since the snapshot (it was quantized, or is "
+            "another model's); start from a new cache."
         )
     for leaf, (rule, _, mark) in zip(found, moment.marks, strict=True):
         if rule in (OFFSET, ROWS) and leaf.offset < mark:
             raise InvalidCache(
-                "this prompt cache was cut to less than what the snapshot stands for; "
-                "start from a new cache"
+                "This prompt cache was cut to less than what the snapshot stands for; "
+                "start from a new cache."
             )
     for leaf, (rule, _, mark) in zip(found, moment.marks, strict=True):
         # Handles of their own: the cache will change them, the snapshot must not.

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from dflash_mlx.target.anatomy import hidden_state
+from dflash_mlx.target.probe import hidden_state
 from dflash_mlx.target.watch import Handler
 
 
@@ -62,7 +62,9 @@ class TapRecorder:
         """The recorded outputs, [B, L, len(taps) * H], in the order of the taps."""
         outs = [o for o in self._recorded if o is not None]
         if len(outs) < len(self._recorded):
-            raise RuntimeError("a tapped layer was not called in this forward")
+            raise RuntimeError(
+                "The target's layers were replaced after it was examined; make its view again."
+            )
         if stream_axis is not None:
             outs = [o.mean(axis=stream_axis) for o in outs]
         return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=-1)

@@ -70,8 +70,8 @@ class TargetView:
         for tap in taps:
             if not 0 <= tap < self.depth:
                 raise PairError(
-                    f"the draft taps layer {tap}, but this target has layers 0 to "
-                    f"{self.depth - 1}; use the target that the draft was trained for"
+                    f"The draft taps layer {tap} of a target that has layers 0 to "
+                    f"{self.depth - 1}; use the target that the draft was trained for."
                 )
 
     def forward(

@@ -28,13 +28,11 @@ _swapped: dict[int, list[Any]] = {}  # id(module) -> [watches, original class]
 
 
 def _subclass(cls: type) -> type:
-    call = cls.__call__
-
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         handler = _local.handlers.get(id(self))
         if handler is None:
-            return call(self, *args, **kwargs)
-        return handler(call, self, args, kwargs)
+            return cls.__call__(self, *args, **kwargs)
+        return handler(cls.__call__, self, args, kwargs)
 
     return type(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__})
 
