@@ -45,6 +45,10 @@ Repeats = Annotated[
 Cooldown = Annotated[
     float, typer.Option(min=0.0, help="Seconds to wait before each run.", rich_help_panel=_BENCH)
 ]
+Each = Annotated[
+    bool,
+    typer.Option("--each", help="Show every prompt, not just each kind.", rich_help_panel=_BENCH),
+]
 Json = Annotated[
     Path | None,
     typer.Option(
@@ -96,6 +100,7 @@ def bench(
     repeats: Repeats = 3,
     cooldown: Cooldown = 0.0,
     context: Context = None,
+    each: Each = False,
     json_file: Json = None,
     plot: Plot = None,
     model: options.Model = None,
@@ -173,7 +178,7 @@ def bench(
             cooldown=cooldown,
             progress=step,
         )
-    bench_screen.report(results)
+    bench_screen.report(results, each)
     if json_file:
         report = _report(results, about, loaded, settings, repeats, context)
         text = json.dumps(report, indent=2, ensure_ascii=False)

@@ -8,9 +8,10 @@ from rich.text import Text
 
 from dflash_mlx.cli.loading import Loaded
 from dflash_mlx.cli.screen import out
+from dflash_mlx.measure.advice import low_acceptance
 from dflash_mlx.measure.comparison import BenchPrompt, Result
 from dflash_mlx.measure.run import Settings
-from dflash_mlx.measure.summary import Summary, by_kind, overall
+from dflash_mlx.measure.summary import Summary, by_kind, overall, summarize
 
 _BAR = 30
 
@@ -39,60 +40,80 @@ def header(
     out.print()
 
 
-def report(results: Sequence[Result]) -> None:
-    """Tables, drawings and the verdict."""
+def report(results: Sequence[Result], each: bool) -> None:
+    """Tables, drawings and the verdict; with `each`, a row for every prompt."""
     total = overall(results)
-    out.print(_table(results, total))
+    out.print(_table(results, total, each))
     out.print()
     _histogram(total)
     _positions(total)
     _verdict(results, total)
 
 
-def _table(results: Sequence[Result], total: Summary) -> Table:
+def _table(results: Sequence[Result], total: Summary, each: bool) -> Table:
+    unit = "GB" if total.plain.peak_memory >= 1 else "MB"
+    spread = total.speedup_interval is not None and out.width >= 96
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     table.add_column("\nkind", no_wrap=True)
-    unit = "GB" if total.plain.peak_memory >= 1 else "MB"
     for name in (
         "prompt\ntokens",
         "plain\ntok/s",
         "DFlash\ntok/s",
         "speed-\nup",
+        *(["95 %\ninterval"] if spread else []),
         "accept.\nlength",
         "first token\nms, both",
         f"peak memory\n{unit}, both",
         "same\ntext",
     ):
         table.add_column(name, justify="right", no_wrap=True)
-    outside = {r.prompt.kind for r in results if not r.prompt.counts}
+
+    def row(name: str, s: Summary, style: str | None = None) -> None:
+        plain, dflash = s.plain, s.dflash
+        table.add_row(
+            Text(name),
+            f"{s.prompt_tokens:.0f}",
+            f"{plain.generation_tps:.1f}",
+            f"{dflash.generation_tps:.1f}",
+            f"{s.speedup:.2f}x",
+            *([_range(s.speedup_interval)] if spread else []),
+            f"{s.acceptance_length:.2f}",
+            f"{1000 * plain.first_token_seconds:.0f} / {1000 * dflash.first_token_seconds:.0f}",
+            _memory(s, unit),
+            {True: "yes", False: "no", None: "-"}[s.identical],
+            style=style,
+        )
+
+    def kind(name: str, s: Summary) -> None:
+        row(name, s)
+        if each:
+            for r in results:
+                if r.prompt.kind == name:
+                    row(f"  {_shortened(r.prompt.text)}", summarize([r]), "dim")
+
     rows = by_kind(results)
+    outside = {r.prompt.kind for r in results if not r.prompt.counts}
     apart = outside if len(outside) < len(rows) else set()
-    for kind in (k for k in rows if k not in apart):
-        _row(table, kind, rows[kind], unit)
-    table.add_section()
-    _row(table, "overall", total, unit, style="bold")
+    for name in rows:
+        if name not in apart:
+            kind(name, rows[name])
+    row("overall", total, "bold")
     if apart:
-        table.add_section()
-        table.add_row(Text("not counted above:", style="dim"))
-    for kind in apart:
-        _row(table, kind, rows[kind], unit)
+        table.add_row()
+        table.add_row(Text("not in it:", style="dim"))
+    for name in rows:
+        if name in apart:
+            kind(name, rows[name])
     return table
 
 
-def _row(table: Table, name: str, s: Summary, unit: str, style: str | None = None) -> None:
-    same = {True: "yes", False: "no", None: "-"}[s.identical]
-    table.add_row(
-        Text(name),
-        f"{s.prompt_tokens:.0f}",
-        f"{s.plain.generation_tps:.1f}",
-        f"{s.dflash.generation_tps:.1f}",
-        f"{s.speedup:.2f}x",
-        f"{s.acceptance_length:.2f}",
-        f"{1000 * s.plain.first_token_seconds:.0f} / {1000 * s.dflash.first_token_seconds:.0f}",
-        _memory(s, unit),
-        same,
-        style=style,
-    )
+def _shortened(text: str, length: int = 20) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.2f}-{interval[1]:.2f}"
 
 
 def _memory(s: Summary, unit: str) -> str:
@@ -137,6 +158,10 @@ def _verdict(results: Sequence[Result], total: Summary) -> None:
         "cycles.",
         markup=False,
     )
+    forwards = [f for r in results if r.prompt.counts for run in r.dflash for f in run.forwards]
+    proposed, accepted = sum(f.proposed for f in forwards), sum(f.accepted for f in forwards)
+    if hint := low_acceptance(proposed, accepted, len(forwards)):
+        out.print(hint, markup=False)
     parted = [(i, r.difference) for i, r in enumerate(results, 1) if r.difference]
     if not parted:
         compared = any(r.compared for r in results)

@@ -13,7 +13,7 @@ from dflash_mlx.cli.answer import AsMarkdown, AsWritten
 from dflash_mlx.cli.chat_commands import Leave, Talk, obey
 from dflash_mlx.cli.line_input import open_input
 from dflash_mlx.cli.loading import load_pair
-from dflash_mlx.cli.screen import fail, note, stats_line
+from dflash_mlx.cli.screen import fail, note, reading, stats_line
 from dflash_mlx.conversation import Template
 from dflash_mlx.conversation.conversation import Conversation
 from dflash_mlx.errors import DFlashError
@@ -124,10 +124,14 @@ def _run(talk: Talk) -> None:
 def _answer(message: str, talk: Talk) -> None:
     drawing = AsMarkdown() if talk.markdown else AsWritten()
     conversation = talk.conversation
-    pieces = conversation.ask(message, **talk.arguments())
     interrupted = False
     try:
-        with closing(pieces):
+        with (
+            reading() as progress,
+            closing(
+                conversation.ask(message, prompt_progress_callback=progress, **talk.arguments())
+            ) as pieces,
+        ):
             for piece in pieces:
                 drawing.show(piece)
     except KeyboardInterrupt:
@@ -139,6 +143,7 @@ def _answer(message: str, talk: Talk) -> None:
     if conversation.last is not None:
         talk.count(conversation.last)
         note(stats_line(conversation.last))
+        talk.advise(conversation.last)
     if interrupted:
         note("Stopped.")
     elif conversation.finish_reason == "length":

@@ -14,6 +14,7 @@ from dflash_mlx.cli.screen import note, size
 from dflash_mlx.conversation import max_positions, storage
 from dflash_mlx.conversation.conversation import Conversation
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.measure.advice import advice
 from dflash_mlx.measure.figures import Figures
 from dflash_mlx.measure.run import Settings
 
@@ -43,6 +44,7 @@ class Talk:
     settings: Settings
     markdown: bool = False
     answers: list[Figures] = field(default_factory=list)
+    advised: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """What `Conversation.ask` is called with."""
@@ -51,6 +53,13 @@ class Talk:
     def count(self, figures: Figures) -> None:
         """Keep the figures of an answer for /stats."""
         self.answers.append(figures)
+
+    def advise(self, figures: Figures) -> None:
+        """Say once in a chat that the draft does not help, when it does not."""
+        hint = advice(figures)
+        if hint and not self.advised:
+            self.advised = True
+            note(hint)
 
     def length_hint(self) -> str:
         """Why an answer stopped before its end, and what can be done."""

@@ -11,9 +11,10 @@ from dflash_mlx.api import stream_generate
 from dflash_mlx.cli import options
 from dflash_mlx.cli.loading import load_pair
 from dflash_mlx.cli.options import UsageError
-from dflash_mlx.cli.screen import note, stats_line
+from dflash_mlx.cli.screen import note, reading, stats_line
 from dflash_mlx.conversation import Template, check_positions
 from dflash_mlx.decode import make_sampler
+from dflash_mlx.measure.advice import advice
 from dflash_mlx.measure.figures import Figures
 
 Prompt = Annotated[
@@ -78,21 +79,26 @@ def generate(
     )
     tokens = template.render([{"role": "user", "content": text}], prefill_response)
     check_positions(loaded.model.target, len(tokens))
-    responses = stream_generate(
-        loaded.model,
-        loaded.tokenizer,
-        tokens,
-        max_tokens,
-        verify_length=verify_length,
-        sampler=make_sampler(temp, top_p, min_p, top_k=top_k),
-        prefill_step_size=prefill_step_size,
-        kv_bits=kv_bits,
-        kv_group_size=kv_group_size,
-        quantized_kv_start=quantized_kv_start,
-    )
     last, ending = None, ""
     try:
-        with closing(responses):
+        with (
+            reading() as progress,
+            closing(
+                stream_generate(
+                    loaded.model,
+                    loaded.tokenizer,
+                    tokens,
+                    max_tokens,
+                    verify_length=verify_length,
+                    sampler=make_sampler(temp, top_p, min_p, top_k=top_k),
+                    prefill_step_size=prefill_step_size,
+                    kv_bits=kv_bits,
+                    kv_group_size=kv_group_size,
+                    quantized_kv_start=quantized_kv_start,
+                    prompt_progress_callback=progress,
+                )
+            ) as responses,
+        ):
             for last in responses:
                 if last.text:
                     sys.stdout.write(last.text)
@@ -103,7 +109,10 @@ def generate(
             if ending != "\n":
                 sys.stdout.write("\n")
                 sys.stdout.flush()
-            note(stats_line(Figures.of(last)))
+            figures = Figures.of(last)
+            note(stats_line(figures))
+            if hint := advice(figures):
+                note(hint)
 
 
 def read_prompt(prompt: str | None) -> str:

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import load
@@ -82,7 +85,16 @@ def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
 
 def _fetch(name: str, revision: str | None, *, draft: bool = False) -> Path:
     # The hub client draws its own progress bars for what has to be downloaded.
+    if not Path(name).expanduser().exists() and not _cached(name, revision):
+        note(f"Fetching {name} from the hub to {HF_HUB_CACHE}")
     return resolve(name, revision, draft=draft)
+
+
+def _cached(name: str, revision: str | None) -> bool:
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    except HFValidationError:
+        return True  # no repository's name, as `resolve` will say
 
 
 def _add_end(tokenizer: TokenizerWrapper, token: str) -> None:

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 
 from dflash_mlx.measure.figures import Figures
 
@@ -57,6 +58,23 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
         yield lambda done, total, what: bar.update(
             task, completed=done, total=total, description=what
         )
+
+
+@contextmanager
+def reading(long: int = 1024) -> Iterator[Callable[[int, int], None]]:
+    """A spinner on stderr while a long prompt is run; gives the callback (done, total) for it."""
+    with ExitStack() as stack:
+        status: list[Status] = []
+
+        def show(done: int, total: int) -> None:
+            if done >= total:
+                stack.close()
+            elif status:
+                status[0].update(f"Reading the prompt, {done} of {total} tokens")
+            elif total >= long and err.is_terminal:
+                status.append(stack.enter_context(err.status("Reading the prompt")))
+
+        yield show
 
 
 def stats_line(figures: Figures) -> str:

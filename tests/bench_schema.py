@@ -70,6 +70,7 @@ SCHEMA = _object(
         "items": _object(
             **{**FIGURES, "prompt_tokens": COUNT},
             kind=_TEXT,
+            text=_TEXT,
             counts={"type": "boolean"},
             difference=_DIFFERENCE,
             runs=_object(plain=_RUNS, dflash=_RUNS),

@@ -90,6 +90,19 @@ def test_builtin_prompts_for_other_models(tmp_path, reciting):
     assert all(p["counts"] for p in written["prompts"])
 
 
+def test_each_prompt_can_be_shown(prompts, reciting):
+    options = ["--repeats", "1", *prompts, *reciting]
+    assert "Count again." not in run("bench", *options).stdout
+    assert "Count again." in run("bench", "--each", *options).stdout
+
+
+def test_low_acceptance_speaks_up(prompts, rambling, reciting):
+    options = ["--repeats", "1", "--max-tokens", "30", *prompts]
+    assert "proposals were accepted" in run("bench", *options, *rambling).stdout
+    plainly = [*options, "--verify-length", "off", *rambling]
+    assert "proposals were accepted" not in run("bench", *plainly).stdout
+
+
 def test_plain_decoding_accepts_nothing(tmp_path, prompts, rambling):
     options = ["--repeats", "1", "--max-tokens", "8", "--verify-length", "off"]
     written, _ = report(tmp_path, *options, *prompts, *rambling)

@@ -29,7 +29,7 @@ def rambling(tmp_path_factory):
 
 
 def plain_text(target: str, prompt: str, count: int, **template: object) -> str:
-    model, tokenizer = load_plain(target)
+    model, tokenizer = load_plain(target)[:2]
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, **template
     )
@@ -239,7 +239,27 @@ def test_no_network_is_said(tmp_path):
     out, said = process.communicate(timeout=60)
     assert process.returncode == 1 and out == ""
     assert "nobody/nothing" in said and str(tmp_path) in said and "Traceback" not in said
-    assert len(said.strip().splitlines()) == 1
+    assert said.splitlines()[0].startswith("Fetching nobody/nothing from the hub to ")
+    assert said.splitlines()[-1].startswith("dflash-mlx: There is no directory nobody/nothing")
+
+
+def test_low_acceptance_speaks_up(rambling, reciting):
+    result = run("generate", "-p", "x", "--max-tokens", "60", *rambling)
+    assert "Only 0 of" in result.stderr and "another target or another thinking" in result.stderr
+    plainly = ["--verify-length", "off", *rambling]
+    for options in (plainly, reciting):
+        result = run("generate", "-p", "x", "--max-tokens", "60", *options)
+        assert "proposals were accepted" not in result.stderr
+
+
+def test_shell_completion(monkeypatch):
+    monkeypatch.setenv("_DFLASH_MLX_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "dflash-mlx ge")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert run().stdout.split() == ["generate"]
+    monkeypatch.setenv("COMP_WORDS", "dflash-mlx bench --re")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert {"--repeats", "--revision"} <= set(run().stdout.split())
 
 
 def test_debug_shows_the_traceback(broken):

@@ -18,11 +18,13 @@ class BenchPrompt:
     Attributes:
         tokens: the rendered prompt.
         kind: what it asks for; results are summed by kind.
+        text: what the user says last, for whoever reads the results.
         counts: whether it belongs in the overall line.
     """
 
     tokens: tuple[int, ...]
     kind: str
+    text: str = ""
     counts: bool = True
 
 

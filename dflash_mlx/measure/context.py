@@ -32,9 +32,11 @@ def context_prompts(
         DFlashError: a length that not even one turn fits into.
     """
     some = questions[:_TURNS]
-    turns = [(q.messages[-1]["content"], _answer(model, template, q.messages)) for q in some]
+    turns = [(q.text, _answer(model, template, q.messages)) for q in some]
     return [
-        BenchPrompt(tuple(long_conversation(turns, some[0], n, template)), length_name(n))
+        BenchPrompt(
+            tuple(long_conversation(turns, some[0], n, template)), length_name(n), some[0].text
+        )
         for n in lengths
     ]
 

@@ -17,6 +17,7 @@ class Figures:
         prompt_tokens: tokens of the whole prompt.
         reused_tokens: how many of them a cache already held; None without a cache.
         peak_memory: in GB.
+        target_forwards, proposed, accepted: as in GenerationResponse.
     """
 
     acceptance_length: float
@@ -26,6 +27,9 @@ class Figures:
     prompt_tokens: int
     reused_tokens: int | None
     peak_memory: float
+    target_forwards: int
+    proposed: int
+    accepted: int
 
     @classmethod
     def of(cls, last: GenerationResponse) -> "Figures":
@@ -38,4 +42,7 @@ class Figures:
             prompt_tokens=last.prompt_tokens,
             reused_tokens=None,
             peak_memory=last.peak_memory,
+            target_forwards=last.target_forwards,
+            proposed=last.proposed,
+            accepted=last.accepted,
         )

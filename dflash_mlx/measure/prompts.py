@@ -22,6 +22,11 @@ class Question:
     kind: str
     counts: bool = True
 
+    @property
+    def text(self) -> str:
+        """What the user says last."""
+        return self.messages[-1]["content"]
+
 
 def builtin_questions() -> list[Question]:
     """Prompts for any instruction-tuned model, written for this project."""
@@ -98,4 +103,6 @@ def rendered(questions: Iterable[Question], template: Template) -> list[BenchPro
     Raises:
         DFlashError: the template refuses one.
     """
-    return [BenchPrompt(tuple(template.render(q.messages)), q.kind, q.counts) for q in questions]
+    return [
+        BenchPrompt(tuple(template.render(q.messages)), q.kind, q.text, q.counts) for q in questions
+    ]

@@ -104,7 +104,12 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One JSON object per prompt: its summary's keys, its kind, and every run's seconds."""
     listed = []
     for r in results:
-        entry = {"kind": r.prompt.kind, "counts": r.prompt.counts, **summarize([r]).as_json()}
+        entry: dict[str, Any] = {
+            "kind": r.prompt.kind,
+            "text": r.prompt.text,
+            "counts": r.prompt.counts,
+            **summarize([r]).as_json(),
+        }
         entry["prompt_tokens"] = len(r.prompt.tokens)
         entry["difference"] = asdict(r.difference) if r.difference else None
         entry["runs"] = {
