@@ -23,11 +23,14 @@ def write_card(
         source: directory of the source draft, whose own card gives licence and origin.
         report: what was done.
         config: the draft's.
-        target: name of the target; None leaves it to what is known of the source.
+        target: directory or hub id of the target; None leaves it to what is known of the source.
     """
     data = _front_matter(source)
     origin = _origin(report.source, data)
-    target = target or _target_of(origin)
+    if target is None or Path(target).expanduser().is_dir():
+        # A path of this machine says nothing to others; its last part may.
+        here = None if target is None else Path(target).expanduser().resolve().name
+        target = _target_of(origin) or here
     ours = ModelCardData(
         library_name="mlx",
         pipeline_tag="text-generation",

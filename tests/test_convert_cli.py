@@ -119,6 +119,8 @@ def test_checks_a_draft_with_its_target(tmp_path: Path) -> None:
     lengths = [f"{check[when]['acceptance_length']:.2f}" for when in ("before", "after")]
     assert f"acceptance length {' '.join(lengths)} draft forward" in text
     assert f"Both gave the same text, {check['tokens']} tokens." in text
+    card = (made / "README.md").read_text()
+    assert "| Target | target |" in card and str(tmp_path) not in card
 
 
 def test_a_check_that_fails_says_that_the_draft_is_there(tmp_path: Path) -> None:
