@@ -61,12 +61,15 @@ def decode(pair, prompt, chosen: Selection):
     before = selection.use(chosen)
     try:
         model, tokenizer = pair
-        return list(stream_generate(model, tokenizer, prompt, max_tokens=TOKENS))
+        # Whole blocks: a length chosen from measured times could differ from run to run.
+        return list(
+            stream_generate(model, tokenizer, prompt, max_tokens=TOKENS, verify_length=None)
+        )
     finally:
         selection.use(before)
 
 
-def test_text_is_the_same_with_the_kernel(pair, prompt, draft_calls, tmp_path):
+def test_text_is_the_same_with_the_kernel(pair, prompt, draft_calls, tmp_path, request):
     plain = decode(pair, prompt, Selection(mode="off"))
     (shape,) = set(draft_calls)
     assert shape is not None
@@ -87,6 +90,8 @@ def test_text_is_the_same_with_the_kernel(pair, prompt, draft_calls, tmp_path):
     assert "".join(r.text for r in with_kernel) == "".join(r.text for r in plain)
     assert [r.token for r in with_kernel] == [r.token for r in plain]
     assert [r.from_draft for r in with_kernel] == [r.from_draft for r in plain]
+    if "demo" in request.node.name:
+        assert sum(r.from_draft for r in with_kernel) > len(with_kernel) // 2
     assert emulator.calls["block_attention"] == len(draft_calls) > 0
     assert emulator.calls["block_attention_merge"] == len(draft_calls)
     for one, other in zip(with_kernel, plain, strict=True):
