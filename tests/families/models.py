@@ -666,11 +666,28 @@ def configure(module: str, config: dict[str, Any]) -> nn.Module:
     return source.Model(source.ModelArgs.from_dict(config))
 
 
+HALF = "@bfloat16"
+
+
+def _half(model: nn.Module) -> None:
+    """Cast as mlx-lm does when it converts: what the family wants in float32 stays so."""
+    wanted = getattr(model, "cast_predicate", lambda path: True)
+
+    def cast(path: str, value: Any) -> Any:
+        floating = mx.issubdtype(value.dtype, mx.floating)
+        return value.astype(mx.bfloat16) if floating and wanted(path) else value
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
 def build(family: str, seed: int = 0) -> nn.Module:
-    """A tiny random model of a family, evaluated."""
+    """A tiny random model of a family, evaluated; "family@bfloat16" for one in bfloat16."""
+    family, _, half = family.partition("@")
     module, config = ({**CONFIGS, **WIDE}.get(family) or REFUSED[family])[:2]
     mx.random.seed(1000 + seed)
     model = configure(module, config)
     model.update(tree_map_with_path(_lively, model.parameters()))
+    if half:
+        _half(model)
     mx.eval(model.parameters())
     return model
