@@ -13,7 +13,7 @@ from dflash_mlx.cli.answer import AsMarkdown, AsWritten
 from dflash_mlx.cli.chat_commands import Leave, Talk, obey
 from dflash_mlx.cli.line_input import open_input
 from dflash_mlx.cli.loading import load_pair
-from dflash_mlx.cli.screen import fail, note, reading, stats_line
+from dflash_mlx.cli.screen import err, fail, note, reading, stats_line
 from dflash_mlx.conversation import Template
 from dflash_mlx.conversation.conversation import Conversation
 from dflash_mlx.errors import DFlashError
@@ -148,3 +148,5 @@ def _answer(message: str, talk: Talk) -> None:
         note("Stopped.")
     elif conversation.finish_reason == "length":
         note(talk.length_hint())
+    if sys.stdin.isatty():
+        err.print()

@@ -85,8 +85,8 @@ def stats_line(figures: Figures) -> str:
         f"{figures.tokens} {'token' if figures.tokens == 1 else 'tokens'}",
         f"first token {seconds(figures.first_token_seconds)}",
     ]
-    if figures.reused_tokens is not None:
-        parts.append(f"prompt {figures.prompt_tokens}, {figures.reused_tokens} of it cached")
+    if figures.reused_tokens:
+        parts.append(f"{figures.reused_tokens}/{figures.prompt_tokens} cached")
     return " · ".join(parts)
 
 
