@@ -13,13 +13,19 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.checkpoint import load_draft, load_target
 from dflash_mlx.decode import (
+    AdaptiveLength,
     BorrowedCache,
+    CostModel,
     Decoder,
     FixedLength,
+    Learned,
     LogitsProcessor,
     Options,
     PromptCache,
     Sampler,
+    costs_file,
+    kept_costs,
+    measure_costs,
 )
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
@@ -41,6 +47,8 @@ class GenerationResponse:
         target_forwards: forwards of the target after the prefill.
         proposed, accepted: proposals verified, and how many of them were emitted.
         acceptance_length: mean tokens emitted per target forward, bonus token included.
+        verify_length: mean proposals verified per cycle with a draft forward.
+        plain_share: share of the target's forwards whose cycle had no draft forward.
     """
 
     text: str
@@ -57,6 +65,8 @@ class GenerationResponse:
     proposed: int = 0
     accepted: int = 0
     acceptance_length: float = 0.0
+    verify_length: float = 0.0
+    plain_share: float = 0.0
 
 
 def load(
@@ -115,7 +125,7 @@ def stream_generate(
     prompt: str | mx.array | Sequence[int],
     max_tokens: int = 256,
     *,
-    verify_length: int | None = None,
+    verify_length: int | str | None = "auto",
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
     prompt_cache: PromptCache | list[Any] | None = None,
@@ -134,8 +144,10 @@ def stream_generate(
         tokenizer: the target's tokenizer.
         prompt: text, token ids [n] or a list of them; with a prompt cache, its continuation.
         max_tokens: the most tokens to emit; -1 for no limit.
-        verify_length: proposals verified per cycle, from 0 (plain decoding) to block_size - 1;
-            None for the draft's whole block.
+        verify_length: "auto" decides in every cycle whether drafting pays, and how many proposals
+            to verify, from measured costs and expected acceptance; the very first use of a pair on
+            a machine measures for about a second. A number, 1 to block_size - 1, always verifies
+            so many; "off" or 0 decodes plainly; None verifies the draft's whole block.
         sampler: log-probabilities [1, V] -> token [1]; None is greedy. One from our `make_sampler`
             accepts more proposals than another, both exactly.
         logits_processors: each (tokens [n], logits [1, V]) -> logits [1, V].
@@ -156,7 +168,7 @@ def stream_generate(
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     prompt = encode(tokenizer, prompt)
-    length = _verify_length(verify_length, model)
+    fixed = _fixed_length(verify_length, model.draft.block_size)
     if max_tokens == 0 or max_tokens < -1:
         raise DFlashError(f"max_tokens is {max_tokens}; give at least 1, or -1 for no limit.")
     if max_kv_size is not None:
@@ -185,16 +197,16 @@ def stream_generate(
         prompt_progress_callback=prompt_progress_callback or (lambda done, total: None),
         sample_proposals=sample_proposals,
     )
-    decoder = Decoder(
-        model.view,
-        model.draft,
-        cache,
-        length,
-        options,
-        drafting=verify_length != 0,
-        keep_cache=prompt_cache is not None,
-    )
     with wired_limit(model.target, [cast(mx.Stream, generation_stream)]):
+        decoder = Decoder(
+            model.view,
+            model.draft,
+            cache,
+            _adaptive_length(model) if fixed is None else FixedLength(fixed),
+            options,
+            drafting=fixed != 0,
+            keep_cache=prompt_cache is not None,
+        )
         yield from _responses(decoder, tokenizer, prompt, refill)
 
 
@@ -228,6 +240,8 @@ def _responses(
             proposed=counts.proposed,
             accepted=counts.accepted,
             acceptance_length=counts.acceptance_length,
+            verify_length=counts.verify_length,
+            plain_share=counts.plain_share,
         )
 
 
@@ -285,13 +299,29 @@ def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) 
     return ids
 
 
-def _verify_length(verify_length: int | None, model: SpeculativeModel) -> FixedLength:
-    most = model.draft.block_size - 1
+def _fixed_length(verify_length: int | str | None, block_size: int) -> int | None:
+    """The number of proposals asked for; None where each cycle decides."""
+    most = block_size - 1
     if verify_length is None:
-        return FixedLength(most)
-    if not 0 <= verify_length <= most:
+        return most
+    if verify_length in ("auto", "off"):
+        return None if verify_length == "auto" else 0
+    if not isinstance(verify_length, int) or not 0 <= verify_length <= most:
         raise DFlashError(
-            f"verify_length is {verify_length}; this draft proposes {most} tokens, so give "
-            f"0 (plain decoding) to {most}."
+            f"verify_length is {verify_length!r}; this draft proposes {most} tokens, so give "
+            f'"auto", "off" or a number from 0 (plain decoding) to {most}.'
         )
-    return FixedLength(verify_length)
+    return verify_length
+
+
+def _adaptive_length(model: SpeculativeModel) -> AdaptiveLength:
+    """A strategy for one generation, which knows what the earlier ones learned."""
+    block_size = model.draft.block_size
+    if model.learned is None:
+        seed = kept_costs(
+            costs_file(model.target, model.draft),
+            block_size,
+            lambda: measure_costs(model.view, model.draft),
+        )
+        model.learned = Learned(CostModel(seed))
+    return AdaptiveLength(model.learned, block_size - 1)

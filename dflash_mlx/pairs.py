@@ -2,6 +2,7 @@
 
 import mlx.nn as nn
 
+from dflash_mlx.decode.adaptive import Learned
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.errors import PairError
@@ -15,6 +16,7 @@ class SpeculativeModel:
         target: the mlx-lm model, the caller's own object; it stays usable with plain mlx_lm.
         draft: the draft.
         view: the target as DFlash sees it.
+        learned: what generations with verify_length="auto" found out so far; None before the first.
     """
 
     def __init__(self, target: nn.Module, draft: DFlashDraft):
@@ -27,6 +29,7 @@ class SpeculativeModel:
         self.target = target
         self.draft = draft
         self.view = TargetView(target)
+        self.learned: Learned | None = None
         check_pair(self.view, draft)
 
     def make_cache(self) -> PromptCache:

@@ -36,6 +36,9 @@ class SyntheticDraft:
             mask_token_id=0,
         )
 
+    def parameters(self) -> dict[str, Any]:
+        return {}
+
     def make_context(self) -> Context:
         return Context([])
 

@@ -123,7 +123,9 @@ def test_one_synchronisation_a_cycle(
     original = acceptance.read
     monkeypatch.setattr(acceptance, "read", counted)
     monkeypatch.setattr(emission, "read", counted)
-    *_, last = stream_generate(pair.synthetic(right), pair.tokenizer, PROMPT, max_tokens=TOKENS)
+    *_, last = stream_generate(
+        pair.synthetic(right), pair.tokenizer, PROMPT, max_tokens=TOKENS, verify_length=None
+    )
     assert len(reads) == last.target_forwards + 1  # one more for the prefill's token
 
 

@@ -15,11 +15,12 @@ from mlx_lm.sample_utils import greedy_sampler
 
 from dflash_mlx.decode.acceptance import LogitsProcessor, acceptance_rule, log_probabilities
 from dflash_mlx.decode.cache import PromptCache
+from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.emission import Emission, Token
 from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.decode.sampling import Drawn, Likeliest, Sampler, VisibleSampler
-from dflash_mlx.decode.schedule import VerifyLength
+from dflash_mlx.decode.schedule import Cycle, VerifyLength
 from dflash_mlx.decode.statistics import Statistics
 from dflash_mlx.draft import Choice, DFlashDraft, Proposals
 from dflash_mlx.errors import UnsupportedTarget
@@ -79,6 +80,7 @@ class Decoder:
         self._taps: Sequence[int] = draft.target_layer_ids if drafting or keep_cache else ()
         self._feed = ContextFeed(draft, cache.context)
         self._interrupts = Interrupts()
+        self._clock = CycleClock()
         self._transaction: Transaction | None = None
         self._verified = 0
         # Tokens in the target's caches, and where a plain mlx_lm cache began.
@@ -100,7 +102,8 @@ class Decoder:
                     # The device gets its next work before the host emits. A forward of the target
                     # must wait until the rejected rows of the last one are rolled back.
                     proposals = following = None
-                    count = self.length.choose(self._most_proposals(waiting))
+                    self._learn(waiting)
+                    count = self.length.choose(self._most_proposals(waiting), self._rows)
                     if count:
                         proposals = self.propose(anchor, count)
                     elif self._transaction is None and self._continues(waiting):
@@ -111,7 +114,7 @@ class Decoder:
                     if self.finished:
                         break
                     if proposals is not None:
-                        waiting = self.verify(anchor, proposals)
+                        waiting = self.judge(anchor, proposals)
                     else:
                         waiting = following or self.plain_forward(anchor)
                     anchor = waiting.last
@@ -150,8 +153,26 @@ class Decoder:
             proposals = self.draft.propose(
                 anchor, self.cache.context, count, self.view.embed, self.view.head, self._choose
             )
-            mx.async_eval(proposals.tokens)
+            if self.length.learns and proposals.confidence is not None:
+                mx.async_eval(proposals.tokens, proposals.confidence)
+            else:
+                mx.async_eval(proposals.tokens)
             return proposals
+
+    def judge(self, anchor: mx.array, proposals: Proposals) -> Emission:
+        """Verify as many of the proposals as are worth it."""
+        confidence, context, read = proposals.confidence, self._rows, False
+
+        def confidences() -> list[float]:
+            nonlocal read
+            read = True
+            return _floats(confidence)
+
+        m = self.length.narrow(confidences)
+        judged = self.verify(anchor, proposals.first(m)) if m else self.plain_forward(anchor)
+        judged.drafted, judged.context = True, context
+        judged.confidence, judged.read = confidence, read
+        return judged
 
     def verify(self, anchor: mx.array, proposals: Proposals) -> Emission:
         """Verify and accept: one forward judges all proposals, and the host reads the verdict."""
@@ -177,15 +198,18 @@ class Decoder:
             logprobs = log_probabilities(logits)
             token = self.options.sampler(logprobs)
             mx.async_eval(token, logprobs)
-            return Emission(token, logprobs)
+            return Emission(token, logprobs, context=self._rows - 1)
 
     def emit(self, waiting: Emission) -> Generator[Token, None, None]:
         """Hand over what waits, up to a stop token or the last one allowed."""
         counts = self.statistics
         counts.target_forwards += waiting.forwards
         counts.proposed += waiting.proposed
+        counts.plain_forwards += waiting.forwards and not waiting.drafted
         with self._cycle():
             tokens = list(waiting)
+        if waiting.known is None:
+            self._learn(waiting, read=True)
         for token in tokens:
             counts.emitted += 1
             counts.accepted += token.from_draft
@@ -195,7 +219,7 @@ class Decoder:
             )
             if counts.emitted % 256 == 0:
                 mx.clear_cache()
-            with self._interrupts.open():
+            with self._clock.away(), self._interrupts.open():
                 yield token
             if self.finished:
                 return
@@ -224,6 +248,25 @@ class Decoder:
                 self._forward(mx.array(behind), self._taps)
             self._feed.rewind(self._shift + self._rows)
             mx.eval([c.state for c in self.cache.target], self.cache.context.arrays)
+
+    def _learn(self, waiting: Emission, read: bool = False) -> None:
+        """Tell the strategy how a cycle went, as soon as its tokens are known."""
+        if waiting.known is None and not read:
+            return
+        seconds = self._clock.lap(waiting.drafted)
+        if not waiting.forwards:
+            return
+        confidence = waiting.confidence if self.length.learns else None
+        self.length.observe(
+            Cycle(
+                waiting.context,
+                waiting.proposed if waiting.drafted else None,
+                waiting.accepted,
+                seconds,
+                None if confidence is None else _floats(confidence),
+                waiting.read,
+            )
+        )
 
     def _forward(self, tokens: mx.array, taps: Sequence[int]) -> mx.array:
         """A forward whose rows [n] all stay: logits [1, n, V]."""
@@ -286,3 +329,7 @@ class Decoder:
         except BaseException:
             self.cache.invalidate()
             raise
+
+
+def _floats(array: mx.array | None) -> list[float]:
+    return [] if array is None else cast(list[float], array.tolist())

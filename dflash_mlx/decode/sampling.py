@@ -111,7 +111,8 @@ class Likeliest:
     temperature = 0.0
 
     def __call__(self, logits: mx.array) -> Proposals:
-        return Proposals(mx.argmax(logits, axis=-1))
+        best = logits.max(axis=-1) - mx.logsumexp(logits, axis=-1)
+        return Proposals(mx.argmax(logits, axis=-1), confidence=mx.exp(best.astype(mx.float32)))
 
 
 class Drawn:
@@ -124,4 +125,6 @@ class Drawn:
     def __call__(self, logits: mx.array) -> Proposals:
         logits = logits.astype(mx.float32)
         q = self.sampler.probabilities(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-        return Proposals(mx.random.categorical(mx.log(q)), q)
+        drawn = mx.random.categorical(mx.log(q))
+        confidence = mx.take_along_axis(q, drawn[:, None], axis=-1)[:, 0]
+        return Proposals(drawn, q, confidence=confidence)

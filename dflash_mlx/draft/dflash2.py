@@ -102,20 +102,23 @@ class CandidateSelector(nn.Module):
         own = mx.take_along_axis(logits, candidates, axis=-1)
         projected = self.hidden_projection(hidden)
         successors = self.successor_codebook[candidates]
-        tokens, q, before = [], [], anchor
+        tokens, q, confidence, before = [], [], [], anchor
         for t in range(hidden.shape[0]):
             driven = self.predecessor_codebook[before[0]] * projected[t]
             scores = own[t] + (successors[t] @ driven).astype(mx.float32)
             if temperature:
                 scores = scores / temperature
-                q.append(mx.softmax(scores))
                 choice = mx.random.categorical(scores)
             else:
                 choice = mx.argmax(scores)
+            q.append(mx.softmax(scores))
+            confidence.append(q[t][choice])
             before = candidates[t][choice][None]
             tokens.append(before)
         drawn = mx.concatenate(tokens)
-        return Proposals(drawn, mx.stack(q), candidates) if q else Proposals(drawn)
+        if temperature:
+            return Proposals(drawn, mx.stack(q), candidates, mx.stack(confidence))
+        return Proposals(drawn, confidence=mx.stack(confidence))
 
 
 class DFlash2Draft(DFlashDraft):

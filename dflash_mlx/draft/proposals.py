@@ -16,11 +16,25 @@ class Proposals:
             token was chosen outright (one-hot q).
         support: [m, k] token ids that the columns of `q` stand for when q is sparse; None when
             column v of `q` is token v.
+        confidence: [m] what the draft itself gives each token, for the choice of the verify length;
+            None when it does not say.
     """
 
     tokens: mx.array
     q: mx.array | None = None
     support: mx.array | None = None
+    confidence: mx.array | None = None
+
+    def first(self, m: int) -> "Proposals":
+        """The first m of them."""
+        if m == self.tokens.size:
+            return self
+        return Proposals(
+            self.tokens[:m],
+            None if self.q is None else self.q[:m],
+            None if self.support is None else self.support[:m],
+            None if self.confidence is None else self.confidence[:m],
+        )
 
 
 class Choice(Protocol):
