@@ -2,8 +2,8 @@
 
 from dflash_mlx.measure.figures import Figures
 
-# Fewer proposals than this tell nothing yet.
-ENOUGH = 100
+# Less than this tells nothing yet.
+PROPOSALS, FORWARDS = 30, 50
 
 
 def low_acceptance(proposed: int, accepted: int, target_forwards: int) -> str | None:
@@ -13,7 +13,11 @@ def low_acceptance(proposed: int, accepted: int, target_forwards: int) -> str | 
         proposed, accepted: proposals verified, and those of them that were emitted.
         target_forwards: forwards of the target after the prefill.
     """
-    if proposed < ENOUGH or accepted > 0.3 * target_forwards or accepted > 0.15 * proposed:
+    if proposed < PROPOSALS or target_forwards < FORWARDS:
+        return None
+    # Long blocks waste most of their proposals and still help; and where drafting rarely pays on
+    # this machine, few forwards have proposals, but those are accepted.
+    if accepted > 0.25 * target_forwards or accepted > 0.3 * proposed:
         return None
     return (
         f"Only {accepted} of {proposed} proposals were accepted. Likely causes: the draft was "

@@ -1,0 +1,26 @@
+"""When it is said that the draft does not help."""
+
+import pytest
+
+from dflash_mlx.measure.advice import low_acceptance
+
+
+@pytest.mark.parametrize(
+    ("proposed", "accepted", "forwards", "speaks"),
+    [
+        (700, 5, 100, True),  # a wrong pair, whole blocks
+        (100, 5, 100, True),  # a wrong pair, one proposal each
+        (60, 4, 400, True),  # a wrong pair that the schedule has given up on
+        (700, 100, 100, False),  # one of seven accepted: two tokens a forward
+        (700, 500, 100, False),
+        (60, 50, 400, False),  # good proposals, which rarely pay on this machine
+        (0, 0, 500, False),  # plain decoding, as asked for
+        (21, 0, 30, False),  # too short to tell
+        (350, 0, 49, False),
+    ],
+)
+def test_only_a_useless_draft_is_named(proposed, accepted, forwards, speaks):
+    hint = low_acceptance(proposed, accepted, forwards)
+    assert (hint is not None) is speaks
+    if hint:
+        assert f"{accepted} of {proposed}" in hint
