@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from dflash_mlx.decode import Decoder, FixedLength, Options, PromptCache
+from dflash_mlx.decode import Decoder, FixedLength, Options, PromptCache, VerifyLength
 from dflash_mlx.draft import Context, Proposals
 
 VOCAB = 6
@@ -93,7 +93,12 @@ def contrary_draft(table: np.ndarray) -> TableDraft:
 
 
 def chain(
-    draft: TableDraft, table: np.ndarray, length: int, seed: int, **options: Any
+    draft: TableDraft,
+    table: np.ndarray,
+    length: int,
+    seed: int,
+    strategy: VerifyLength | None = None,
+    **options: Any,
 ) -> list[int]:
     """`length` tokens through the real decode loop."""
     mx.random.seed(seed)
@@ -101,7 +106,7 @@ def chain(
         ViewOfTable(table),
         draft,
         PromptCache([], draft.make_context()),
-        FixedLength(3),
+        strategy or FixedLength(3),
         Options(max_tokens=length, **options),
         drafting=True,
         keep_cache=False,

@@ -5,6 +5,7 @@ in a million; four planted errors show that it would notice.
 """
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,7 @@ from mlx_lm.sample_utils import make_sampler as mlx_lm_sampler
 from dflash_mlx import make_sampler
 from dflash_mlx.decode import acceptance, loop
 from dflash_mlx.decode.sampling import Drawn
+from dflash_mlx.decode.schedule import Cycle
 from dflash_mlx.draft import Proposals
 from tests.markov import (
     VOCAB,
@@ -138,6 +140,37 @@ def test_a_planted_error_is_noticed(error: str, monkeypatch: pytest.MonkeyPatch)
         sample_proposals=True,
     )
     assert excess(tokens, plain_distribution(table, options)) > 4.75
+
+
+class ByConfidence:
+    """Verifies more of a block the surer the draft is of what it proposed."""
+
+    learns = True
+
+    def choose(self, most: int, context: int, narrows: bool = True) -> int:
+        return min(3, most)
+
+    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+        return next((i for i, chance in enumerate(read()) if chance < 0.4), 3)
+
+    def observe(self, cycle: Cycle) -> None:
+        pass
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["likeliest", "sampled"])
+def test_the_choice_of_a_verify_length_bends_nothing(sampled: bool) -> None:
+    """Were drawn proposals verified only when they are likely ones, this would show it."""
+    table, options = target_table(), SAMPLERS["temperature"]
+    tokens = chain(
+        wavering_draft(table),
+        table,
+        LENGTH,
+        seed=5,
+        strategy=ByConfidence(),
+        sampler=make_sampler(**options),
+        sample_proposals=sampled,
+    )
+    assert excess(tokens, plain_distribution(table, options)) < 4.75
 
 
 def test_an_opaque_sampler_keeps_the_distribution() -> None:

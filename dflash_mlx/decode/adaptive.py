@@ -56,7 +56,7 @@ class AdaptiveLength:
         # plain steps.
         self._won, self._plain_left, self._since_plain = 0, 0, 0.0
 
-    def choose(self, most: int, context: int) -> int:
+    def choose(self, most: int, context: int, narrows: bool = True) -> int:
         self._count = 0
         if most == 0 or (self._rest and not self._probes):
             return 0
@@ -67,7 +67,7 @@ class AdaptiveLength:
         length = self._best_length(tokens, context)
         gain = tokens[length] / now.cycle[length] * now.plain
         if self._cycles % 4 == 0:
-            self._reads = self._reading_pays(tokens)
+            self._reads = narrows and self._reading_pays(tokens)
         # A little reluctance to change: resting learns nothing about the text.
         if gain > (0.98 if self._won else 1.02) or self._reads:
             self._draft(most if self._reads else length, gain, context)

@@ -77,6 +77,7 @@ class Decoder:
         self._choose: Choice = Likeliest()
         if sampled and isinstance(sampler, VisibleSampler):
             self._choose = Drawn(sampler)
+        self._narrows = not isinstance(self._choose, Drawn)
         self._taps: Sequence[int] = draft.target_layer_ids if drafting or keep_cache else ()
         self._feed = ContextFeed(draft, cache.context)
         self._interrupts = Interrupts()
@@ -103,7 +104,9 @@ class Decoder:
                     # must wait until the rejected rows of the last one are rolled back.
                     proposals = following = None
                     self._learn(waiting)
-                    count = self.length.choose(self._most_proposals(waiting), self._rows)
+                    count = self.length.choose(
+                        self._most_proposals(waiting), self._rows, self._narrows
+                    )
                     if count:
                         proposals = self.propose(anchor, count)
                     elif self._transaction is None and self._continues(waiting):
@@ -168,7 +171,7 @@ class Decoder:
             read = True
             return _floats(confidence)
 
-        m = self.length.narrow(confidences)
+        m = self.length.narrow(confidences) if self._narrows else proposals.tokens.size
         judged = self.verify(anchor, proposals.first(m)) if m else self.plain_forward(anchor)
         judged.drafted, judged.context = True, context
         judged.confidence, judged.read = confidence, read

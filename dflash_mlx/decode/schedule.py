@@ -34,12 +34,15 @@ class VerifyLength(Protocol):
 
     learns: bool
 
-    def choose(self, most: int, context: int) -> int:
+    def choose(self, most: int, context: int, narrows: bool = True) -> int:
         """Proposals to draft now, 0 … most; 0 is a plain cycle without a draft forward.
 
         Args:
             most: what the block and the room left allow.
             context: tokens in the target's cache.
+            narrows: whether `narrow` will be asked. It must not be where proposals are drawn at
+                random: verifying more or fewer of them for what was drawn would bend the
+                distribution of the text.
         """
         ...
 
@@ -63,7 +66,7 @@ class FixedLength:
     length: int
     learns = False
 
-    def choose(self, most: int, context: int) -> int:
+    def choose(self, most: int, context: int, narrows: bool = True) -> int:
         self._count = min(self.length, most)
         return self._count
 
