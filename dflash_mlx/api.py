@@ -76,6 +76,7 @@ def load(
     revision: str | None = None,
     draft_revision: str | None = None,
     draft_bits: int | None = None,
+    draft_window: int | None = None,
     tokenizer_config: dict[str, Any] | None = None,
     model_config: dict[str, Any] | None = None,
     adapter_path: str | None = None,
@@ -89,12 +90,16 @@ def load(
         draft: the draft, a directory or a hub id; None finds the published one.
         revision, draft_revision: branch, tag or commit of either hub repository.
         draft_bits: 4 or 8 quantizes the draft in memory; None leaves it as it is stored.
+        draft_window: let the draft's full-attention layers see only the first few tokens and about
+            this many of the last ones, so that a long context does not slow drafting down. The text
+            stays the same; acceptance may fall.
         tokenizer_config, model_config, adapter_path, lazy, trust_remote_code: as in mlx_lm's load.
 
     Raises:
         CheckpointError: either cannot be found or read, or no draft is known for the target.
         PairError: the two do not belong together.
         UnsupportedTarget: the target's family cannot work.
+        DFlashError: the draft cannot be quantized or windowed so.
     """
     from dflash_mlx.published import find_draft
 
@@ -109,9 +114,10 @@ def load(
         lazy=lazy,
         trust_remote_code=trust_remote_code,
     )
-    return SpeculativeModel(
-        target, load_draft(draft, revision=draft_revision, bits=draft_bits, lazy=lazy)
-    ), tokenizer
+    drafter = load_draft(draft, revision=draft_revision, bits=draft_bits, lazy=lazy)
+    if draft_window is not None:
+        drafter.limit_context(draft_window)
+    return SpeculativeModel(target, drafter), tokenizer
 
 
 def make_prompt_cache(model: SpeculativeModel) -> PromptCache:

@@ -6,22 +6,38 @@ import mlx.core as mx
 class LayerGroup:
     """Buffers of the layers that share a window and a projection.
 
-    `keys` and `values` are [layers, Hkv, capacity, D]; the latest `length` positions lie in
-    buffer rows 0 .. length. A group without a window keeps every position; one with a window W
-    keeps at least the last W - 1, in a buffer that does not grow.
+    `keys` and `values` are [layers, Hkv, capacity, D]; the remembered positions lie in buffer rows
+    0 .. length, in order. Without a limit that is every position. With one it is the first `sinks`
+    positions and at least the last `limit - sinks`, in a buffer that does not grow.
     """
 
     step = 256
 
-    def __init__(self, layers: int, heads: int, dim: int, dtype: mx.Dtype, window: int | None):
-        self.window = window
+    def __init__(
+        self,
+        layers: int,
+        heads: int,
+        dim: int,
+        dtype: mx.Dtype,
+        limit: int | None = None,
+        sinks: int = 0,
+    ):
+        self.limit, self.sinks = limit, sinks
         self.length = 0
-        rows = self.step if window is None else window - 1 + self.step
+        rows = self.step if limit is None else limit + self.step
         self.keys = mx.zeros((layers, heads, rows, dim), dtype)
         self.values = mx.zeros((layers, heads, rows, dim), dtype)
 
+    def wanted(self, rows: int) -> list[tuple[int, int]]:
+        """Of the next `rows` positions, those worth appending: (start, stop) pairs in order."""
+        if self.limit is None:
+            return [(0, rows)]
+        first = min(max(self.sinks - self.length, 0), rows)
+        last = max(rows - (self.limit - self.sinks), first)
+        return [(0, rows)] if first == last else [(0, first), (last, rows)]
+
     def append(self, keys: mx.array, values: mx.array) -> None:
-        """Add rows [layers, Hkv, n, D] in place; n < window where there is one."""
+        """Add rows [layers, Hkv, n, D] in place."""
         rows = keys.shape[2]
         if rows == 0:
             return
@@ -33,11 +49,11 @@ class LayerGroup:
         self.length = end
 
     def _make_room(self, rows: int) -> None:
-        if self.window is None:
+        if self.limit is None:
             # A quarter more each time keeps the copies' sum linear in the context.
             kept, capacity = self.length, self.length + rows + max(self.step, self.length // 4)
         else:
-            kept = min(self.length, self.window - 1)
+            kept = min(self.length, self.limit)
             capacity = max(self.keys.shape[2], kept + rows)
         self.keys = self._moved(self.keys, kept, capacity)
         self.values = self._moved(self.values, kept, capacity)
@@ -46,16 +62,19 @@ class LayerGroup:
     def _moved(self, old: mx.array, kept: int, capacity: int) -> mx.array:
         layers, heads, _, dim = old.shape
         new = mx.zeros((layers, heads, capacity, dim), old.dtype)
-        new[:, :, :kept] = old[:, :, self.length - kept : self.length]
+        sinks = min(self.sinks, kept)
+        new[:, :, :sinks] = old[:, :, :sinks]
+        recent = kept - sinks
+        new[:, :, sinks:kept] = old[:, :, self.length - recent : self.length]
         return new
 
 
 class Context:
     """What a draft remembers of a sequence: one LayerGroup for each kind of layer.
 
-    `offset` is the absolute position that follows the last row. Rows of a group are always the
-    latest positions before `offset`; a context may begin late (after a cache that was filled
-    without a draft) and then simply holds less.
+    `offset` is the absolute position that follows the last row. Rows of a group are the latest
+    positions before `offset`, and the first ones where a group keeps sinks; a context may begin
+    late (after a cache that was filled without a draft) and then simply holds less.
     """
 
     def __init__(self, groups: list[LayerGroup]):

@@ -11,7 +11,7 @@ from dflash_mlx.draft.config import DraftConfig
 from dflash_mlx.draft.context import Context, LayerGroup
 from dflash_mlx.draft.projection import ContextProjection, signature
 from dflash_mlx.draft.proposals import Choice, Proposals
-from dflash_mlx.errors import CheckpointError
+from dflash_mlx.errors import CheckpointError, DFlashError
 
 
 class MLP(nn.Module):
@@ -50,6 +50,10 @@ class DFlashDraft(nn.Module):
     It has no embedding and no head: `propose` borrows the target's, as functions.
     """
 
+    # Where a window limits what full-attention layers see, the first tokens stay visible.
+    sinks = 4
+    least_window = 16
+
     layer_class: type[Layer] = Layer
     # Above temperature 0 a position's own marginal ignores what was drawn before it, so sampled
     # blocks are incoherent and likeliest tokens are accepted more often.
@@ -75,6 +79,7 @@ class DFlashDraft(nn.Module):
             raise CheckpointError(
                 f"The draft's rope_scaling {config.rope_scaling} cannot be used: {error}."
             ) from error
+        self._full_limit: int | None = None
         self._projections: list[ContextProjection] = []
         self._places: list[tuple[int, int]] = []
 
@@ -99,11 +104,30 @@ class DFlashDraft(nn.Module):
         windows = [self.config.window(i) for i in range(self.config.num_hidden_layers)]
         return None if None in windows else max(w - 1 for w in windows if w is not None)
 
+    def limit_context(self, window: int) -> None:
+        """Let full-attention layers see only the first few tokens and the last `window` or so.
+
+        Raises:
+            DFlashError: that would change nothing, or leave too little.
+        """
+        if self.reach is not None:
+            raise DFlashError(
+                f"All layers of this draft slide over {self.reach + 1} tokens already; leave the "
+                "draft window out."
+            )
+        if window < self.least_window:
+            raise DFlashError(
+                f"The draft window is {window}; give at least {self.least_window} tokens."
+            )
+        self._full_limit = self.sinks + window
+
     def make_context(self) -> Context:
         """An empty memory for one sequence."""
         if not self._projections or any(p.stale for p in self._projections):
             self._group_layers()
-        return Context([p.make_group(self.dtype) for p in self._projections])
+        return Context(
+            [p.make_group(self.dtype, self._full_limit, self.sinks) for p in self._projections]
+        )
 
     def _group_layers(self) -> None:
         """Layers of equal window and quantization share a projection and a buffer."""
@@ -129,12 +153,20 @@ class DFlashDraft(nn.Module):
             features: [1, n, taps * H], the tapped outputs of the target, in the taps' order.
         """
         n = features.shape[1]
-        rows = n if self.reach is None else min(n, self.reach)
-        c = self.hidden_norm(self.fc(features[0, n - rows :].astype(self.dtype)))
-        for group, project in zip(context.groups, self._projections, strict=True):
-            kept = rows if group.window is None else min(rows, group.window - 1)
-            if kept:
-                group.append(*project(c[rows - kept :], self._rope, context.offset + n - kept))
+        wanted = [group.wanted(n) for group in context.groups]
+        # Rows that no group wants lie together, before the last ones and behind the sinks.
+        first = max(spans[0][1] for spans in wanted)
+        last = min(spans[-1][0] for spans in wanted)
+        if first < last:
+            features = mx.concatenate([features[:, :first], features[:, last:]], axis=1)
+        skipped = max(last - first, 0)
+        c = self.hidden_norm(self.fc(features[0].astype(self.dtype)))
+        for group, project, spans in zip(context.groups, self._projections, wanted, strict=True):
+            for start, stop in spans:
+                at = start - skipped if start >= last else start
+                if start < stop:
+                    rows = c[at : at + stop - start]
+                    group.append(*project(rows, self._rope, context.offset + start))
         context.offset += n
 
     def __call__(self, embeddings: mx.array, context: Context) -> mx.array:

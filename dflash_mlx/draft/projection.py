@@ -85,9 +85,12 @@ class ContextProjection:
         now = self._source_arrays()
         return any(a is not b for a, b in zip(now, self._sources, strict=True))
 
-    def make_group(self, dtype: mx.Dtype) -> LayerGroup:
-        """Empty buffers for these layers."""
-        return LayerGroup(len(self.layers), self.kv_heads, self.head_dim, dtype, self.window)
+    def make_group(self, dtype: mx.Dtype, full_limit: int | None, sinks: int) -> LayerGroup:
+        """Empty buffers for these layers; layers that see everything get the limit, if any."""
+        shape = len(self.layers), self.kv_heads, self.head_dim
+        if self.window is not None:
+            return LayerGroup(*shape, dtype, self.window - 1)
+        return LayerGroup(*shape, dtype, full_limit, 0 if full_limit is None else sinks)
 
     def __call__(self, c: mx.array, rope: nn.Module, offset: int) -> tuple[mx.array, mx.array]:
         """Context features [n, H] at positions offset … -> keys, values [layers, Hkv, n, D]."""
