@@ -32,7 +32,7 @@ class Clairvoyant(FixedLength):
     def __init__(self, lengths: list[int]):
         self.lengths = lengths
 
-    def choose(self, most: int, context: int) -> int:
+    def choose(self, most: int, context: int, narrows: bool = True) -> int:
         self.length = self.lengths[context]
         return super().choose(most, context)
 

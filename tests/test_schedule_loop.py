@@ -45,7 +45,7 @@ class Whim:
         self.read = False
         self.cycles: list[Cycle] = []
 
-    def choose(self, most: int, context: int) -> int:
+    def choose(self, most: int, context: int, narrows: bool = True) -> int:
         self.drafted = self.random.choice([0, 0, self.random.randint(0, most)])
         return self.drafted
 

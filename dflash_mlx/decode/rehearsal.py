@@ -55,7 +55,7 @@ class Rehearsal:
         self._samples: dict[tuple[int | None, bool], list[float]] = defaultdict(list)
         self._first: dict[tuple[int | None, bool], list[float]] = {}
 
-    def choose(self, most: int, context: int) -> int:
+    def choose(self, most: int, context: int, narrows: bool = True) -> int:
         if self._started is None:
             self._started = time.perf_counter()
         if not self._steps:
