@@ -1,11 +1,19 @@
 """A draft layer's attention: the block's queries over context and block."""
 
+from functools import lru_cache
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from dflash_mlx.draft.config import DraftConfig
 from dflash_mlx.draft.context import LayerGroup
 from dflash_mlx.metal import block_attention
+
+
+@lru_cache
+def causal_rows(L: int) -> mx.array:
+    """Which rows of a causal block see which: [L, L] lower triangle."""
+    return mx.tril(mx.ones((L, L), mx.bool_))
 
 
 class Attention(nn.Module):
@@ -50,7 +58,7 @@ class Attention(nn.Module):
             values,
             context_length=group.length,
             window=self.window,
-            visible=mx.tril(mx.ones((L, L), mx.bool_)) if self.causal else None,
+            visible=causal_rows(L) if self.causal else None,
             scale=self.scale,
         )
         return self.o_proj(out.swapaxes(1, 2).reshape(1, L, -1))
