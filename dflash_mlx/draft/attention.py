@@ -13,7 +13,9 @@ from dflash_mlx.metal import block_attention
 @lru_cache
 def causal_rows(L: int) -> mx.array:
     """Which rows of a causal block see which: [L, L] lower triangle."""
-    return mx.tril(mx.ones((L, L), mx.bool_))
+    rows = mx.tril(mx.ones((L, L), mx.bool_))
+    mx.eval(rows)  # kept over streams and threads
+    return rows
 
 
 class Attention(nn.Module):
