@@ -28,6 +28,7 @@ from dflash_mlx.measure.prompts import (
 )
 from dflash_mlx.measure.run import Settings
 from dflash_mlx.measure.summary import Summary
+from dflash_mlx.measure.sweep import lengths_to_sweep, swept
 
 _BENCH = "Benchmark"
 Prompts = Annotated[
@@ -48,6 +49,14 @@ Cooldown = Annotated[
 Each = Annotated[
     bool,
     typer.Option("--each", help="Show every prompt, not just each kind.", rich_help_panel=_BENCH),
+]
+SweepOption = Annotated[
+    bool,
+    typer.Option(
+        "--sweep",
+        help="Measure fixed verify lengths, too, and show the best of them.",
+        rich_help_panel=_BENCH,
+    ),
 ]
 Json = Annotated[
     Path | None,
@@ -101,6 +110,7 @@ def bench(
     cooldown: Cooldown = 0.0,
     context: Context = None,
     each: Each = False,
+    sweep: SweepOption = False,
     json_file: Json = None,
     plot: Plot = None,
     model: options.Model = None,
@@ -121,7 +131,7 @@ def bench(
     chat_template_config: options.ChatTemplateConfig = None,
     ignore_chat_template: options.IgnoreChatTemplate = False,
     max_tokens: options.MaxTokens = 256,
-    verify_length: options.VerifyLength = None,
+    verify_length: options.VerifyLength = "auto",
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = 64,
     quantized_kv_start: options.QuantizedKVStart = DEFAULT_QUANTIZED_KV_START,
@@ -176,6 +186,7 @@ def bench(
             settings,
             repeats=repeats,
             cooldown=cooldown,
+            sweep=lengths_to_sweep(loaded.model.draft.block_size) if sweep else (),
             progress=step,
         )
     bench_screen.report(results, each)
@@ -239,6 +250,7 @@ def _report(
         "summary": summary.overall(results).as_json(),
         "kinds": {kind: s.as_json() for kind, s in summary.by_kind(results).items()},
         "prompts": summary.as_json(results),
+        "sweep": found.as_json() if (found := swept(results)) else None,
         "settings": {
             "model": loaded.target,
             "draft": loaded.draft,

@@ -12,6 +12,7 @@ from dflash_mlx.measure.advice import low_acceptance
 from dflash_mlx.measure.comparison import BenchPrompt, Result
 from dflash_mlx.measure.run import Settings
 from dflash_mlx.measure.summary import Summary, by_kind, overall, summarize
+from dflash_mlx.measure.sweep import Sweep, swept
 
 _BAR = 30
 
@@ -42,15 +43,17 @@ def header(
 
 def report(results: Sequence[Result], each: bool) -> None:
     """Tables, drawings and the verdict; with `each`, a row for every prompt."""
-    total = overall(results)
-    out.print(_table(results, total, each))
+    total, sweep = overall(results), swept(results)
+    out.print(_table(results, total, sweep, each))
     out.print()
     _histogram(total)
     _positions(total)
     _verdict(results, total)
+    if sweep:
+        _sweep(sweep)
 
 
-def _table(results: Sequence[Result], total: Summary, each: bool) -> Table:
+def _table(results: Sequence[Result], total: Summary, sweep: Sweep | None, each: bool) -> Table:
     unit = "GB" if total.plain.peak_memory >= 1 else "MB"
     spread = total.speedup_interval is not None and out.width >= 96
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
@@ -98,6 +101,8 @@ def _table(results: Sequence[Result], total: Summary, each: bool) -> Table:
         if name not in apart:
             kind(name, rows[name])
     row("overall", total, "bold")
+    if sweep:
+        row(f"best fixed: {sweep.best}", sweep.lengths[sweep.best])
     if apart:
         table.add_row()
         table.add_row(Text("not in it:", style="dim"))
@@ -177,6 +182,17 @@ def _verdict(results: Sequence[Result], total: Summary) -> None:
             f"target's two likeliest tokens lie {d.margin:.2g} apart in log-probability.",
             markup=False,
         )
+
+
+def _sweep(sweep: Sweep) -> None:
+    speeds = ", ".join(f"{n}: {s.speedup:.2f}x" for n, s in sweep.lengths.items())
+    out.print(f"Fixed verify lengths: {speeds}.", markup=False)
+    spread = sweep.over_best_interval
+    out.print(
+        f"Against the best of them, {sweep.best}: {sweep.over_best:.3f}x"
+        + (f" (95 % interval {spread[0]:.3f} to {spread[1]:.3f})." if spread else "."),
+        markup=False,
+    )
 
 
 def _interval(total: Summary) -> str:

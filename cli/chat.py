@@ -50,7 +50,7 @@ def chat(
     think: options.Think = None,
     chat_template_config: options.ChatTemplateConfig = None,
     max_tokens: options.MaxTokens = 4096,
-    verify_length: options.VerifyLength = None,
+    verify_length: options.VerifyLength = "auto",
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = 64,
     quantized_kv_start: options.QuantizedKVStart = DEFAULT_QUANTIZED_KV_START,

@@ -142,7 +142,7 @@ def _set(argument: str, talk: Talk) -> None:
     name = name.replace("-", "_")
     if not argument:
         for known in _SETTINGS:
-            note(f"{known} {_shown(getattr(talk.settings, known))}")
+            note(f"{known} {getattr(talk.settings, known)}")
         return
     if name not in _SETTINGS or not value.strip():
         raise DFlashError(f"Say /set NAME VALUE with one of {', '.join(_SETTINGS)}.")
@@ -153,7 +153,7 @@ def _set(argument: str, talk: Talk) -> None:
     talk.settings = replace(talk.settings, **{name: parsed})
     if name == "seed":
         mx.random.seed(parsed)
-    note(f"{name} is {_shown(parsed)}.")
+    note(f"{name} is {parsed}.")
 
 
 def _load(argument: str, talk: Talk) -> None:
@@ -198,10 +198,6 @@ def _quit(argument: str, talk: Talk) -> None:
 def _messages(conversation: Conversation) -> str:
     count = len(conversation.messages)
     return f"{count} message{'' if count == 1 else 's'}"
-
-
-def _shown(value: Any) -> str:
-    return "the whole block" if value is None else str(value)
 
 
 def _between(low: float, high: float, kind: type) -> Callable[[str], Any]:

@@ -49,7 +49,7 @@ def generate(
     ignore_chat_template: options.IgnoreChatTemplate = False,
     prefill_response: options.PrefillResponse = None,
     max_tokens: options.MaxTokens = 512,
-    verify_length: options.VerifyLength = None,
+    verify_length: options.VerifyLength = "auto",
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = 64,
     quantized_kv_start: options.QuantizedKVStart = DEFAULT_QUANTIZED_KV_START,

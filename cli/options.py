@@ -204,9 +204,8 @@ VerifyLength = Annotated[
     typer.Option(
         metavar="auto|N|off",
         parser=verify_length,
-        help="Proposals that each cycle verifies; off is plain decoding. Without it, the whole "
-        "block.",
-        show_default=False,
+        help="Proposals that each cycle verifies: auto decides every time what pays, off is plain "
+        "decoding.",
         rich_help_panel=_RUN,
     ),
 ]

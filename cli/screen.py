@@ -79,8 +79,11 @@ def reading(long: int = 1024) -> Iterator[Callable[[int, int], None]]:
 
 def stats_line(figures: Figures) -> str:
     """One line about an answer."""
+    chosen = f"verify {figures.verify_length:.1f}"
+    if figures.plain_share:
+        chosen += f", {figures.plain_share:.0%} plain"
     parts = [
-        f"acceptance length {figures.acceptance_length:.2f}",
+        f"acceptance length {figures.acceptance_length:.2f} ({chosen})",
         f"{figures.generation_tps:.1f} tokens/s",
         f"{figures.tokens} {'token' if figures.tokens == 1 else 'tokens'}",
         f"first token {seconds(figures.first_token_seconds)}",

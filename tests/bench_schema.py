@@ -76,6 +76,22 @@ SCHEMA = _object(
             runs=_object(plain=_RUNS, dflash=_RUNS),
         ),
     },
+    sweep={
+        "anyOf": [
+            {"type": "null"},
+            _object(
+                lengths={
+                    "type": "object",
+                    "minProperties": 1,
+                    "propertyNames": {"pattern": "^[1-9][0-9]*$"},
+                    "additionalProperties": _object(**FIGURES),
+                },
+                best={"type": "integer", "minimum": 1},
+                over_best=NUMBER,
+                over_best_interval=FIGURES["speedup_interval"],
+            ),
+        ]
+    },
     settings=_object(
         model=_TEXT,
         draft=_TEXT,

@@ -68,7 +68,8 @@ def test_report_of_a_prompts_file(tmp_path, prompts, reciting):
 
 
 def test_figures_follow_from_the_runs(tmp_path, prompts, reciting):
-    written, _ = report(tmp_path, "--repeats", "1", *prompts, *reciting)
+    options = ["--repeats", "1", "--verify-length", str(BLOCK - 1)]
+    written, _ = report(tmp_path, *options, *prompts, *reciting)
     seconds = {
         side: sum(p["runs"][side][0]["decode_seconds"] for p in written["prompts"])
         for side in ("plain", "dflash")
@@ -81,13 +82,29 @@ def test_figures_follow_from_the_runs(tmp_path, prompts, reciting):
     emitted = sum((n + 1) * count for n, count in enumerate(summary["histogram"]))
     assert emitted == 40
     assert summary["acceptance_length"] == pytest.approx(40 / sum(summary["histogram"]))
-    assert len(summary["by_position"]) == BLOCK - 1
+    assert len(summary["by_position"]) == BLOCK - 1 and summary["verify_length"] > BLOCK - 2
 
 
 def test_builtin_prompts_for_other_models(tmp_path, reciting):
     written, _ = report(tmp_path, "--repeats", "1", *reciting)
     assert set(written["kinds"]) == {"mathematics", "code", "prose", "JSON", "editing"}
     assert all(p["counts"] for p in written["prompts"])
+
+
+def test_sweep_of_fixed_lengths(tmp_path, prompts, reciting):
+    written, screen = report(tmp_path, "--repeats", "3", "--sweep", *prompts, *reciting)
+    sweep = written["sweep"]
+    assert list(sweep["lengths"]) == [str(n) for n in range(1, BLOCK)]
+    for length, figures in sweep["lengths"].items():
+        assert figures["identical"] is True
+        assert len(figures["by_position"]) == int(length)
+    best = sweep["lengths"][str(sweep["best"])]
+    assert best["speedup"] == max(f["speedup"] for f in sweep["lengths"].values())
+    dflash = written["summary"]["dflash"]["decode_seconds"]
+    assert sweep["over_best"] == pytest.approx(best["dflash"]["decode_seconds"] / dflash)
+    low, high = sweep["over_best_interval"]
+    assert low <= high
+    assert f"best fixed: {sweep['best']}" in screen and "Fixed verify lengths" in screen
 
 
 def test_each_prompt_can_be_shown(prompts, reciting):
@@ -97,10 +114,9 @@ def test_each_prompt_can_be_shown(prompts, reciting):
 
 
 def test_low_acceptance_speaks_up(prompts, rambling, reciting):
-    options = ["--repeats", "1", "--max-tokens", "30", *prompts]
-    assert "proposals were accepted" in run("bench", *options, *rambling).stdout
-    plainly = [*options, "--verify-length", "off", *rambling]
-    assert "proposals were accepted" not in run("bench", *plainly).stdout
+    options = ["--repeats", "1", "--max-tokens", "30", *prompts, *rambling, "--verify-length"]
+    assert "proposals were accepted" in run("bench", *options, str(BLOCK - 1)).stdout
+    assert "proposals were accepted" not in run("bench", *options, "off").stdout
 
 
 def test_plain_decoding_accepts_nothing(tmp_path, prompts, rambling):
@@ -267,3 +283,4 @@ def test_plain_and_dflash_alternate_after_a_warm_up(prompts, reciting, monkeypat
     pairs = [tuple(order[i : i + 2]) for i in range(0, len(order), 2)]
     assert all(set(pair) == {"plain", "dflash"} for pair in pairs)
     assert pairs[0::2] != pairs[1::2]
+    assert set(pairs[0::2]) == {("plain", "dflash")} and set(pairs[1::2]) == {("dflash", "plain")}

@@ -45,13 +45,13 @@ def test_stdout_is_the_text_alone_and_stderr_has_the_figures(reciting):
         assert part in figures
 
 
-@pytest.mark.parametrize("length", [None, "0", "off", "1", str(BLOCK - 1)])
+@pytest.mark.parametrize("length", [None, "auto", "0", "off", "1", str(BLOCK - 1)])
 def test_text_is_plain_decodings(rambling, length):
     choice = [] if length is None else ["--verify-length", length]
     result = run("generate", "-p", "hello", "--max-tokens", "40", *choice, *rambling)
     assert result.stdout == plain_text(rambling[1], "hello", 40) + "\n"
     if length in ("0", "off"):
-        assert "acceptance length 1.00" in result.stderr
+        assert "acceptance length 1.00 (verify 0.0, 100% plain)" in result.stderr
 
 
 def test_prompt_from_stdin(rambling):
@@ -244,7 +244,8 @@ def test_no_network_is_said(tmp_path):
 
 
 def test_low_acceptance_speaks_up(rambling, reciting):
-    result = run("generate", "-p", "x", "--max-tokens", "60", *rambling)
+    block = ["--verify-length", str(BLOCK - 1)]
+    result = run("generate", "-p", "x", "--max-tokens", "60", *block, *rambling)
     assert "Only 0 of" in result.stderr and "another target or another thinking" in result.stderr
     plainly = ["--verify-length", "off", *rambling]
     for options in (plainly, reciting):

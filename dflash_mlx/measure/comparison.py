@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.measure.difference import Difference, first_difference
 from dflash_mlx.measure.run import Run, Settings, dflash_run, plain_run
 from dflash_mlx.pairs import SpeculativeModel
+
+Measure = Callable[[SpeculativeModel, TokenizerWrapper, Sequence[int], Settings], Run]
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class BenchPrompt:
 
 @dataclass(frozen=True)
 class Result:
-    """All runs of one prompt, in pairs.
+    """All runs of one prompt; those of the same index were made together.
 
+    `fixed` are the runs of a sweep: DFlash with a fixed verify length, for each length.
     `difference` is where the texts part, None where they are the same or were not compared;
     `compared` is whether equal text can be expected (it cannot when tokens are sampled).
     """
@@ -40,7 +44,8 @@ class Result:
     plain: list[Run]
     dflash: list[Run]
     compared: bool
-    difference: Difference | None
+    difference: Difference | None = None
+    fixed: dict[int, list[Run]] = field(default_factory=dict)
 
     @property
     def identical(self) -> bool | None:
@@ -58,12 +63,13 @@ def compare(
     *,
     repeats: int = 3,
     cooldown: float = 0.0,
+    sweep: Sequence[int] = (),
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[Result]:
     """Measure every prompt `repeats` times both ways, after a warm-up.
 
-    Plain and DFlash alternate, and so does which of them goes first, so that a machine that warms
-    up or is disturbed treats them alike.
+    Plain and DFlash alternate, and the one that begins changes from prompt to prompt, so that a
+    machine that warms up or is disturbed treats them alike.
 
     Args:
         model, tokenizer: a loaded pair.
@@ -71,23 +77,37 @@ def compare(
         settings: how to generate.
         repeats: pairs of runs per prompt, at least 1.
         cooldown: seconds to wait before each run.
+        sweep: verify lengths to measure besides, each as a side of its own.
         progress: called with runs done, their total and what comes next.
     """
-    total, done = 2 * (repeats * len(prompts) + 1), 0
-    results = [Result(prompt, [], [], settings.temp == 0, None) for prompt in prompts]
-    plans = [(prompts[0], None)] + [(r.prompt, r) for _ in range(repeats) for r in results]
-    for number, (prompt, result) in enumerate(plans):
-        sides = [plain_run, dflash_run]
-        for side in sides if number % 2 else reversed(sides):
-            progress(done, total, "warm-up" if result is None else prompt.kind)
+    results = [
+        Result(prompt, [], [], settings.temp == 0, fixed={length: [] for length in sweep})
+        for prompt in prompts
+    ]
+    sides: list[tuple[Measure, Settings, Callable[[Result], list[Run]]]] = [
+        (plain_run, settings, lambda r: r.plain),
+        (dflash_run, settings, lambda r: r.dflash),
+    ]
+    for length in sweep:
+        at = partial(_fixed, length=length)
+        sides.append((dflash_run, replace(settings, verify_length=length), at))
+    warm_up = Result(prompts[0], [], [], False, fixed={length: [] for length in sweep})
+    plan = [warm_up, *(result for _ in range(repeats) for result in results)]
+    total, done = len(sides) * len(plan), 0
+    for number, result in enumerate(plan):
+        first = number % len(sides)
+        for run, how, runs in [*sides[first:], *sides[:first]]:
+            progress(done, total, "warm-up" if result is warm_up else result.prompt.kind)
             if cooldown:
                 time.sleep(cooldown)
-            run = side(model, tokenizer, prompt.tokens, settings)
+            runs(result).append(run(model, tokenizer, result.prompt.tokens, how))
             done += 1
-            if result is not None:
-                (result.plain if side is plain_run else result.dflash).append(run)
     progress(done, total, "")
     return [_explained(result, model, tokenizer, settings) for result in results]
+
+
+def _fixed(result: Result, length: int) -> list[Run]:
+    return result.fixed[length]
 
 
 def _explained(
@@ -101,4 +121,4 @@ def _explained(
         if p.tokens != d.tokens
     )
     difference = first_difference(model, tokenizer, result.prompt.tokens, plain, dflash, settings)
-    return Result(result.prompt, result.plain, result.dflash, True, difference)
+    return replace(result, difference=difference)

@@ -17,7 +17,7 @@ class Figures:
         prompt_tokens: tokens of the whole prompt.
         reused_tokens: how many of them a cache already held; None without a cache.
         peak_memory: in GB.
-        target_forwards, proposed, accepted: as in GenerationResponse.
+        target_forwards, proposed, accepted, verify_length, plain_share: as in GenerationResponse.
     """
 
     acceptance_length: float
@@ -30,6 +30,8 @@ class Figures:
     target_forwards: int
     proposed: int
     accepted: int
+    verify_length: float
+    plain_share: float
 
     @classmethod
     def of(cls, last: GenerationResponse) -> "Figures":
@@ -45,4 +47,6 @@ class Figures:
             target_forwards=last.target_forwards,
             proposed=last.proposed,
             accepted=last.accepted,
+            verify_length=last.verify_length,
+            plain_share=last.plain_share,
         )

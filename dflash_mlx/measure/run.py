@@ -25,7 +25,7 @@ class Settings:
     """
 
     max_tokens: int = 256
-    verify_length: Any = None
+    verify_length: int | str | None = "auto"
     temp: float = 0.0
     top_p: float = 1.0
     min_p: float = 0.0

@@ -1,0 +1,84 @@
+"""How the host spends a cycle: what `bench --profile` reports."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from dflash_mlx.decode.phases import recording
+from dflash_mlx.measure.run import Settings, dflash_run
+from dflash_mlx.pairs import SpeculativeModel
+
+# In the order of a cycle.
+PHASES = {
+    "choice": "deciding what the cycle does, and learning how the last one went",
+    "draft": "building and queuing the draft's forward",
+    "verify": "building and queuing the target's forward over a block",
+    "plain": "building and queuing a plain step",
+    "waiting": "waiting for the device",
+    "accept": "judging the proposals, without the waiting",
+    "rollback": "taking rejected rows back",
+    "text": "detokenizing, and the caller's own code",
+    "other": "everything else in the loop",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The decode time of some generations, by what the host did.
+
+    Where MLX limits how much may be queued, as on the CPU, queuing itself waits for the device;
+    such time is counted with the forward that was queued.
+
+    Attributes:
+        seconds: per phase of PHASES; they add up to the decode time.
+        cycles: target forwards after the prefill.
+        tokens: emitted after the first one.
+    """
+
+    seconds: dict[str, float]
+    cycles: int
+    tokens: int
+
+    @property
+    def per_cycle(self) -> dict[str, float]:
+        """Milliseconds of each phase in a mean cycle."""
+        return {name: 1e3 * s / self.cycles for name, s in self.seconds.items()}
+
+    @property
+    def host_share(self) -> float:
+        """Share of the time that the host was not waiting for the device."""
+        total = sum(self.seconds.values())
+        return 1 - self.seconds["waiting"] / total if total else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain JSON values, with milliseconds per cycle."""
+        return {**asdict(self), "per_cycle": self.per_cycle, "host_share": self.host_share}
+
+
+def profile(
+    model: SpeculativeModel,
+    tokenizer: TokenizerWrapper,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+) -> Profile:
+    """Generate from each prompt with DFlash and add up where the host's time went.
+
+    Args:
+        prompts: token ids of each.
+        settings: of every generation.
+    """
+    seconds: dict[str, float] = defaultdict(float)
+    cycles = tokens = 0
+    for prompt in prompts:
+        with recording() as phases:
+            # Only what comes after the first token counts.
+            run = dflash_run(model, tokenizer, prompt, settings, at_first_token=phases.restart)
+        for name, spent in phases.seconds.items():
+            seconds[name] += spent
+        seconds["other"] += max(run.decode_seconds - sum(phases.seconds.values()), 0.0)
+        cycles += len(run.forwards)
+        tokens += run.decoded
+    return Profile({name: seconds[name] for name in PHASES}, cycles, tokens)
