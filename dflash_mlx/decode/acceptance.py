@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import mlx.core as mx
 from mlx_lm.sample_utils import greedy_sampler
 
+from dflash_mlx.decode.phases import phase
 from dflash_mlx.decode.sampling import Sampler, VisibleSampler
 from dflash_mlx.draft import Proposals
 
@@ -55,6 +56,7 @@ def log_probabilities(logits: mx.array) -> mx.array:
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
+@phase("waiting")
 def read(*arrays: mx.array) -> list[int]:
     """The integers of 1-d arrays, one after the other, in one synchronisation."""
     joined = arrays[0] if len(arrays) == 1 else mx.concatenate([a.astype(mx.int32) for a in arrays])

@@ -19,6 +19,7 @@ from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.emission import Emission, Token
 from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.decode.interrupts import Interrupts
+from dflash_mlx.decode.phases import phase
 from dflash_mlx.decode.sampling import Drawn, Likeliest, Sampler, VisibleSampler
 from dflash_mlx.decode.schedule import Cycle, VerifyLength
 from dflash_mlx.decode.statistics import Statistics
@@ -103,10 +104,11 @@ class Decoder:
                     # The device gets its next work before the host emits. A forward of the target
                     # must wait until the rejected rows of the last one are rolled back.
                     proposals = following = None
-                    self._learn(waiting)
-                    count = self.length.choose(
-                        self._most_proposals(waiting), self._rows, self._narrows
-                    )
+                    with phase("choice"):
+                        self._learn(waiting)
+                        count = self.length.choose(
+                            self._most_proposals(waiting), self._rows, self._narrows
+                        )
                     if count:
                         proposals = self.propose(anchor, count)
                     elif self._transaction is None and self._continues(waiting):
@@ -149,6 +151,7 @@ class Decoder:
         self.options.prompt_progress_callback(total, total)
         return first
 
+    @phase("draft")
     def propose(self, anchor: mx.array, count: int) -> Proposals:
         """Draft: one forward over context and block proposes the tokens after the anchor."""
         with self._cycle():
@@ -169,14 +172,17 @@ class Decoder:
         def confidences() -> list[float]:
             nonlocal read
             read = True
-            return _floats(confidence)
+            with phase("waiting"):
+                return _floats(confidence)
 
-        m = self.length.narrow(confidences) if self._narrows else proposals.tokens.size
+        with phase("choice"):
+            m = self.length.narrow(confidences) if self._narrows else proposals.tokens.size
         judged = self.verify(anchor, proposals.first(m)) if m else self.plain_forward(anchor)
         judged.drafted, judged.context = True, context
         judged.confidence, judged.read = confidence, read
         return judged
 
+    @phase("verify")
     def verify(self, anchor: mx.array, proposals: Proposals) -> Emission:
         """Verify and accept: one forward judges all proposals, and the host reads the verdict."""
         with self._cycle():
@@ -184,13 +190,15 @@ class Decoder:
             block = mx.concatenate([anchor, proposals.tokens.astype(anchor.dtype)])
             logits, features = self._transaction.forward(block[None], self._taps)
             mx.async_eval(logits, features)
-            verdict = self._rule.judge(logits[0], proposals, self._history(anchor))
-            self._verified = verdict.accepted + 1
-            self._feed.add(cast(mx.array, features)[:, : self._verified], self._verified)
+            with phase("accept"):
+                verdict = self._rule.judge(logits[0], proposals, self._history(anchor))
+                self._verified = verdict.accepted + 1
+                self._feed.add(cast(mx.array, features)[:, : self._verified], self._verified)
             return Emission(
                 verdict.tokens, verdict.logprobs, verdict.accepted, proposals.tokens.size
             )
 
+    @phase("plain")
     def plain_forward(self, anchor: mx.array) -> Emission:
         """One plain step of the target, queued and not read."""
         with self._cycle():
@@ -222,11 +230,12 @@ class Decoder:
             )
             if counts.emitted % 256 == 0:
                 mx.clear_cache()
-            with self._clock.away(), self._interrupts.open():
+            with self._clock.away(), phase("text"), self._interrupts.open():
                 yield token
             if self.finished:
                 return
 
+    @phase("rollback")
     def commit(self) -> None:
         """Keep the rows of emitted tokens in the target's caches, and no others."""
         if self._transaction is None:

@@ -1,5 +1,6 @@
 """How the host spends a cycle: what `bench --profile` reports."""
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,8 +8,9 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from dflash_mlx.api import stream_generate
 from dflash_mlx.decode.phases import recording
-from dflash_mlx.measure.run import Settings, dflash_run
+from dflash_mlx.measure.run import Settings
 from dflash_mlx.pairs import SpeculativeModel
 
 # In the order of a cycle.
@@ -73,12 +75,24 @@ def profile(
     seconds: dict[str, float] = defaultdict(float)
     cycles = tokens = 0
     for prompt in prompts:
+        settings.before()
         with recording() as phases:
-            # Only what comes after the first token counts.
-            run = dflash_run(model, tokenizer, prompt, settings, at_first_token=phases.restart)
-        for name, spent in phases.seconds.items():
-            seconds[name] += spent
-        seconds["other"] += max(run.decode_seconds - sum(phases.seconds.values()), 0.0)
-        cycles += len(run.forwards)
-        tokens += run.decoded
+            responses = stream_generate(
+                model,
+                tokenizer,
+                list(prompt),
+                verify_length=settings.verify_length,
+                **settings.arguments(),
+            )
+            last = next(responses)
+            phases.restart()
+            tic = time.perf_counter()
+            for last in responses:  # noqa: B007
+                pass
+            spent = time.perf_counter() - tic
+        for name, part in phases.seconds.items():
+            seconds[name] += part
+        seconds["other"] += max(spent - sum(phases.seconds.values()), 0.0)
+        cycles += last.target_forwards
+        tokens += last.generation_tokens - 1
     return Profile({name: seconds[name] for name in PHASES}, cycles, tokens)

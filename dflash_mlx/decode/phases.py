@@ -1,0 +1,62 @@
+"""Where the host's time in the decode loop goes; costs next to nothing while nobody asks."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ContextDecorator, contextmanager
+
+
+class Phases:
+    """Seconds by phase. A phase inside another stops the outer one's watch."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def enter(self, name: str) -> None:
+        self._mark()
+        self._open.append(name)
+
+    def leave(self) -> None:
+        self._mark()
+        if self._open:
+            self._open.pop()
+
+    def restart(self) -> None:
+        """Forget what was counted."""
+        self.seconds.clear()
+        self._since = time.perf_counter()
+
+    def _mark(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
+class phase(ContextDecorator):
+    """Counts a function or a `with` block as a phase, while `recording` is on."""
+
+    recorder: Phases | None = None
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        if phase.recorder is not None:
+            phase.recorder.enter(self.name)
+
+    def __exit__(self, *_: object) -> None:
+        if phase.recorder is not None:
+            phase.recorder.leave()
+
+
+@contextmanager
+def recording() -> Iterator[Phases]:
+    """Record the phases of every generation that runs inside."""
+    before, phase.recorder = phase.recorder, Phases()
+    try:
+        yield phase.recorder
+    finally:
+        phase.recorder = before
