@@ -56,7 +56,7 @@ class MixerReplay:
 
     def _record_output(self, call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
         out = call(module, *args, **kwargs)
-        rows = args[0].shape[1] if args[0].ndim == 3 and out.ndim == 3 else -1
+        rows = args[0].shape[1] if args and args[0].ndim == 3 and out.ndim == 3 else -1
         self._outputs.setdefault(id(module), deque()).append((rows, out))
         return out
 
