@@ -10,7 +10,7 @@ from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
 
 from dflash_mlx.cli import bench_screen, options
 from dflash_mlx.cli.chart import check_format, write_chart
-from dflash_mlx.cli.loading import Loaded, load_pair
+from dflash_mlx.cli.loading import Loaded, load_pair, quantizing
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import note, progress, working
 from dflash_mlx.conversation import Template, check_positions, max_positions
@@ -154,13 +154,7 @@ def bench(
         draft_bits,
     )
     loaded = load_pair(pair)
-    template = Template(
-        loaded.tokenizer,
-        system_prompt,
-        loaded.think(think),
-        chat_template_config or {},
-        ignore_chat_template,
-    )
+    template = loaded.template(system_prompt, think, chat_template_config, ignore_chat_template)
     settings = Settings(
         max_tokens=max_tokens,
         verify_length=verify_length,
@@ -178,7 +172,7 @@ def bench(
     with working("Looking at the machine"):
         about = machine()
     bench_screen.header(about, loaded, settings, to_run, repeats)
-    with progress() as step:
+    with quantizing(kv_bits, kv_group_size), progress() as step:
         results = compare(
             loaded.model,
             loaded.tokenizer,

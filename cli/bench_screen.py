@@ -127,9 +127,8 @@ def _memory(s: Summary, unit: str) -> str:
     return f"{1000 * s.plain.peak_memory:.0f} / {1000 * s.dflash.peak_memory:.0f}"
 
 
-def _bars(title: str, labels: Sequence[str], shares: Sequence[float]) -> None:
+def _bars(title: str, labels: Sequence[str], shares: Sequence[float], longest: float) -> None:
     out.print(title, style="bold")
-    longest = max(shares, default=0) or 1
     for label, share in zip(labels, shares, strict=True):
         bar = "█" * round(_BAR * share / longest)
         out.print(f"{label:>4}  {bar:<{_BAR}} {share:6.1%}", markup=False)
@@ -141,13 +140,13 @@ def _histogram(total: Summary) -> None:
     if forwards:
         labels = [str(n + 1) for n in range(len(total.histogram))]
         shares = [count / forwards for count in total.histogram]
-        _bars("Tokens per target forward", labels, shares)
+        _bars("Tokens per target forward", labels, shares, max(shares))
 
 
 def _positions(total: Summary) -> None:
     if total.by_position:
         labels = [str(n + 1) for n in range(len(total.by_position))]
-        _bars("Proposals accepted, by position in the block", labels, total.by_position)
+        _bars("Proposals accepted, by position in the block", labels, total.by_position, 1.0)
 
 
 def _verdict(results: Sequence[Result], total: Summary) -> None:

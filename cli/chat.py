@@ -12,9 +12,8 @@ from dflash_mlx.cli import options
 from dflash_mlx.cli.answer import AsMarkdown, AsWritten
 from dflash_mlx.cli.chat_commands import Leave, Talk, obey
 from dflash_mlx.cli.line_input import open_input
-from dflash_mlx.cli.loading import load_pair
+from dflash_mlx.cli.loading import load_pair, quantizing
 from dflash_mlx.cli.screen import err, fail, note, reading, stats_line
-from dflash_mlx.conversation import Template
 from dflash_mlx.conversation.conversation import Conversation
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.run import Settings
@@ -70,9 +69,7 @@ def chat(
         ),
         seed,
     )
-    template = Template(
-        loaded.tokenizer, system_prompt, loaded.think(think), chat_template_config or {}
-    )
+    template = loaded.template(system_prompt, think, chat_template_config)
     settings = Settings(
         max_tokens=max_tokens,
         verify_length=verify_length,
@@ -127,6 +124,7 @@ def _answer(message: str, talk: Talk) -> None:
     interrupted = False
     try:
         with (
+            quantizing(talk.settings.kv_bits, talk.settings.kv_group_size),
             reading() as progress,
             closing(
                 conversation.ask(message, prompt_progress_callback=progress, **talk.arguments())

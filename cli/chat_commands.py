@@ -9,7 +9,7 @@ import mlx.core as mx
 import typer
 
 from dflash_mlx.cli import options
-from dflash_mlx.cli.loading import Loaded
+from dflash_mlx.cli.loading import NO_THINKING, Loaded
 from dflash_mlx.cli.screen import note, size
 from dflash_mlx.conversation import max_positions, storage
 from dflash_mlx.conversation.conversation import Conversation
@@ -23,7 +23,7 @@ HELP = """\
 /reset, /clear        forget the conversation
 /system [TEXT]        show or change the system message; /system "" removes it
 /think on|off|auto    thinking; auto leaves it to the chat template
-/set [NAME VALUE]     show or change: {settings}
+/set [NAME VALUE]     show the settings, or change one
 /save FILE            write the conversation to a file
 /load FILE            go on with a conversation from a file
 /stats                figures of the whole conversation
@@ -82,7 +82,7 @@ class Talk:
             system=template.system,
             think=template.think,
         )
-        note(f"Saved {_messages(self.conversation)} to {file}.")
+        note(f"Saved {_count(len(self.conversation.messages), 'message')} to {file}.")
 
     def load(self, file: Path) -> None:
         """Go on with a saved conversation; the settings stay as they are."""
@@ -94,7 +94,7 @@ class Talk:
         conversation.template.think = content.get("think")
         if content.get("model") != self.loaded.target:
             note(f"It was held with {content.get('model')}.")
-        note(f"Loaded {_messages(conversation)} from {file}.")
+        note(f"Loaded {_count(len(conversation.messages), 'message')} from {file}.")
 
 
 def obey(line: str, talk: Talk) -> None:
@@ -112,7 +112,7 @@ def obey(line: str, talk: Talk) -> None:
 
 
 def _help(argument: str, talk: Talk) -> None:
-    note(HELP.format(settings=", ".join(_SETTINGS)))
+    note(HELP)
 
 
 def _reset(argument: str, talk: Talk) -> None:
@@ -135,6 +135,8 @@ def _think(argument: str, talk: Talk) -> None:
         template.think = values[argument]
     state = {True: "on", False: "off", None: "as the chat template has it"}[template.think]
     note(f"Thinking is {state}.")
+    if argument and not template.knows_thinking:
+        note(NO_THINKING)
 
 
 def _set(argument: str, talk: Talk) -> None:
@@ -182,7 +184,7 @@ def _stats(argument: str, talk: Talk) -> None:
     prompt = sum(a.prompt_tokens for a in answers)
     reused = sum(a.reused_tokens or 0 for a in answers)
     lines = [
-        f"{len(answers)} answers, {tokens} tokens, {tokens / seconds:.1f} tokens/s",
+        f"{_count(len(answers), 'answer')}, {tokens} tokens, {tokens / seconds:.1f} tokens/s",
         f"acceptance length {decoded / forwards if forwards else 0:.2f}",
         f"{prompt} prompt tokens, {reused} of them from the cache",
         f"cache: {talk.conversation.cached_tokens} tokens, {size(talk.conversation.cache_bytes)}; "
@@ -195,9 +197,8 @@ def _quit(argument: str, talk: Talk) -> None:
     raise Leave
 
 
-def _messages(conversation: Conversation) -> str:
-    count = len(conversation.messages)
-    return f"{count} message{'' if count == 1 else 's'}"
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _between(low: float, high: float, kind: type) -> Callable[[str], Any]:

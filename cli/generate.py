@@ -9,10 +9,10 @@ from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
 
 from dflash_mlx.api import stream_generate
 from dflash_mlx.cli import options
-from dflash_mlx.cli.loading import load_pair
+from dflash_mlx.cli.loading import load_pair, quantizing
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import note, reading, stats_line
-from dflash_mlx.conversation import Template, check_positions
+from dflash_mlx.conversation import check_positions
 from dflash_mlx.decode import make_sampler
 from dflash_mlx.measure.advice import advice
 from dflash_mlx.measure.figures import Figures
@@ -70,18 +70,13 @@ def generate(
         ),
         seed,
     )
-    template = Template(
-        loaded.tokenizer,
-        system_prompt,
-        loaded.think(think),
-        chat_template_config or {},
-        ignore_chat_template,
-    )
+    template = loaded.template(system_prompt, think, chat_template_config, ignore_chat_template)
     tokens = template.render([{"role": "user", "content": text}], prefill_response)
     check_positions(loaded.model.target, len(tokens))
     last, ending = None, ""
     try:
         with (
+            quantizing(kv_bits, kv_group_size),
             reading() as progress,
             closing(
                 stream_generate(

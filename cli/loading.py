@@ -1,7 +1,10 @@
 """From the options to a loaded pair, with a word about what happens."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from huggingface_hub import try_to_load_from_cache
@@ -13,9 +16,12 @@ from dflash_mlx.api import load
 from dflash_mlx.checkpoint import resolve
 from dflash_mlx.cli.options import Pair
 from dflash_mlx.cli.screen import note, working
+from dflash_mlx.conversation import Template
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.published import find_draft, thinks
+
+NO_THINKING = "The chat template says nothing of thinking, so this may change nothing."
 
 
 @dataclass
@@ -36,12 +42,21 @@ class Loaded:
     thinks: bool
     demo: bool
 
-    def think(self, wish: bool | None) -> bool | None:
-        """What to tell the chat template about thinking; None leaves it to the template."""
-        if wish is None and not self.thinks and self.tokenizer.has_thinking:
+    def template(
+        self,
+        system: str | None,
+        think: bool | None,
+        config: dict[str, Any] | None,
+        raw: bool = False,
+    ) -> Template:
+        """How prompts are made for this pair; says what it decides about thinking."""
+        template = Template(self.tokenizer, system, think, config or {}, raw)
+        if think is not None and not template.knows_thinking:
+            note(NO_THINKING)
+        if think is None and not self.thinks and self.tokenizer.has_thinking:
             note(f"{self.draft} was trained without thinking, so it is off; --think turns it on.")
-            return False
-        return wish
+            template.think = False
+        return template
 
 
 def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
@@ -81,6 +96,23 @@ def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
     if seed is not None:
         mx.random.seed(seed)
     return Loaded(model, tokenizer, target, draft, demo or thinks(target, draft), demo)
+
+
+@contextmanager
+def quantizing(kv_bits: int | None, group_size: int) -> Iterator[None]:
+    """Says so when it is the cache's quantization that fails, in mlx_lm's loop or ours."""
+    try:
+        yield
+    except DFlashError:
+        raise
+    except (ValueError, NotImplementedError) as error:
+        if kv_bits is None:
+            raise
+        raise DFlashError(
+            f"This target's cache cannot be quantized to {kv_bits} bits in groups of {group_size} "
+            f"({str(error).splitlines()[0].rstrip('.')}); change --kv-group-size or leave out "
+            "--kv-bits."
+        ) from error
 
 
 def _fetch(name: str, revision: str | None, *, draft: bool = False) -> Path:

@@ -84,13 +84,18 @@ def stats_line(figures: Figures) -> str:
         chosen += f", {figures.plain_share:.0%} plain"
     parts = [
         f"acceptance length {figures.acceptance_length:.2f} ({chosen})",
-        f"{figures.generation_tps:.1f} tokens/s",
+        f"{speed(figures.generation_tps)} tokens/s",
         f"{figures.tokens} {'token' if figures.tokens == 1 else 'tokens'}",
         f"first token {seconds(figures.first_token_seconds)}",
     ]
     if figures.reused_tokens:
         parts.append(f"{figures.reused_tokens}/{figures.prompt_tokens} cached")
-    return " · ".join(parts)
+    return ", ".join(parts)
+
+
+def speed(tps: float) -> str:
+    """Tokens a second, with as many digits as mean something."""
+    return f"{tps:.0f}" if tps >= 100 else f"{tps:.1f}"
 
 
 def seconds(value: float) -> str:

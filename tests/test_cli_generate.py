@@ -219,6 +219,35 @@ def test_prompt_longer_than_the_positions(tmp_path):
     assert "only 64 positions" in said
 
 
+def test_cache_that_cannot_be_quantized(reciting):
+    options = ["--kv-bits", "4", "--quantized-kv-start", "0"]
+    for command in (["generate", "-p", "hi"], ["bench", "--repeats", "1"]):
+        result = run(*command, *options, *reciting)
+        assert result.exit_code == 1
+        assert "--kv-group-size" in result.stderr and "Unexpected" not in result.stderr
+    quantized = run("generate", "-p", "hi", *options, "--kv-group-size", "32", *reciting)
+    assert quantized.exit_code == 0 and quantized.stdout.startswith("One")
+
+
+def test_drafts_trained_without_thinking_turn_it_off(tmp_path):
+    target, draft = write_pair(tmp_path / "pair", SENTENCE)
+    named = target.rename(tmp_path / "Qwen3-4B-4bit")
+    arguments = ["generate", "-p", "hi", "-m", str(named), "--draft", str(draft)]
+    assert "was trained without thinking, so it is off" in run(*arguments).stderr
+    assert "without thinking" not in run(*arguments, "--think").stderr
+
+
+def test_templates_without_thinking_say_so(broken, tmp_path):
+    target, draft = broken
+    file = target / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings["chat_template"] = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    file.write_text(json.dumps(settings))
+    arguments = ["generate", "-p", "hi", "-m", str(target), "--draft", str(draft)]
+    assert "says nothing of thinking" in run(*arguments, "--no-think").stderr
+    assert "says nothing of thinking" not in run(*arguments).stderr
+
+
 def test_template_that_refuses(broken):
     target, draft = broken
     file = target / "tokenizer_config.json"

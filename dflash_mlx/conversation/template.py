@@ -57,6 +57,12 @@ class Template:
         """Whether no chat template is used, by choice or because there is none."""
         return self.raw or not self.tokenizer.has_chat_template
 
+    @property
+    def knows_thinking(self) -> bool:
+        """Whether `think` can change anything, as far as can be told."""
+        source = self.tokenizer.chat_template
+        return not self.plain and (not isinstance(source, str) or "thinking" in source)
+
     def text(self, messages: Sequence[Message], prefill: str | None = None) -> str:
         """What `render` encodes."""
         if self.plain:
