@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 from xml.sax.saxutils import escape
 
 from dflash_mlx.cli.options import UsageError
-from dflash_mlx.cli.screen import speed
+from dflash_mlx.cli.screen import digits
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.summary import Summary
 
@@ -96,7 +96,7 @@ def _draw(
         ):
             length = max(1.0, room * tps / fastest) if fastest else 1.0
             canvas.bar(left, y + j * (_BAR + 2), length, _BAR, color)
-            canvas.text(left + length + 8, y + j * (_BAR + 2) + 14, speed(tps), size=13)
+            canvas.text(left + length + 8, y + j * (_BAR + 2) + 14, digits(tps), size=13)
         canvas.text(
             _WIDTH - _MARGIN, y + _BAR + 6, f"{s.speedup:.2f}x", size=17, bold=True, anchor="end"
         )

@@ -79,12 +79,12 @@ def reading(long: int = 1024) -> Iterator[Callable[[int, int], None]]:
 
 def stats_line(figures: Figures) -> str:
     """One line about an answer."""
-    chosen = f"verify {figures.verify_length:.1f}"
+    chosen = f"verify {digits(figures.verify_length)}"
     if figures.plain_share:
         chosen += f", {figures.plain_share:.0%} plain"
     parts = [
         f"acceptance length {figures.acceptance_length:.2f} ({chosen})",
-        f"{speed(figures.generation_tps)} tokens/s",
+        f"{digits(figures.generation_tps)} tokens/s",
         f"{figures.tokens} {'token' if figures.tokens == 1 else 'tokens'}",
         f"first token {seconds(figures.first_token_seconds)}",
     ]
@@ -93,9 +93,9 @@ def stats_line(figures: Figures) -> str:
     return ", ".join(parts)
 
 
-def speed(tps: float) -> str:
-    """Tokens a second, with as many digits as mean something."""
-    return f"{tps:.0f}" if tps >= 100 else f"{tps:.1f}"
+def digits(value: float) -> str:
+    """A speed or a length, with as many digits as mean something."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def seconds(value: float) -> str:
