@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dflash_mlx.measure import comparison
+from dflash_mlx.measure.prompts import demo_questions
 from dflash_mlx.measure.run import Run
 from tests.bench_schema import SCHEMA
 from tests.command_line import complaint, run
@@ -284,3 +285,19 @@ def test_plain_and_dflash_alternate_after_a_warm_up(prompts, reciting, monkeypat
     assert all(set(pair) == {"plain", "dflash"} for pair in pairs)
     assert pairs[0::2] != pairs[1::2]
     assert set(pairs[0::2]) == {("plain", "dflash")} and set(pairs[1::2]) == {("dflash", "plain")}
+
+
+def test_without_a_model_it_is_the_demo_pair(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "What is 465 - 155?", "kind": "arithmetic"}))
+    written, _ = report(tmp_path, "--repeats", "1", "--prompts", str(file), "--verify-length", "7")
+    assert written["settings"]["model"] == "demo target"
+    assert written["summary"]["identical"] is True
+    assert written["summary"]["acceptance_length"] > 3
+
+
+def test_what_the_demo_pair_never_learnt_is_kept_apart():
+    counted = {q.kind for q in demo_questions() if q.counts}
+    apart = {q.kind for q in demo_questions() if not q.counts}
+    assert counted and apart and not counted & apart
+    assert len(demo_questions(["held-out", "novel", "bad"])) > len(demo_questions())

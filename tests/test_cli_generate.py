@@ -336,3 +336,10 @@ def test_version_and_help():
     for command in ([], ["generate"], ["bench"]):
         result = run(*command, "--help")
         assert result.exit_code == 0 and "Usage" in result.stdout
+
+
+def test_without_a_model_it_is_the_demo_pair():
+    result = run("generate", "-p", "What is 465 - 155?")
+    assert result.exit_code == 0
+    assert "310" in result.stdout
+    assert "demo pair" in result.stderr.splitlines()[0]
