@@ -273,7 +273,7 @@ def _show_left(report: Report) -> None:
 
 def _show_check(check: CheckReport) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"With {check.target}", overflow="fold")
+    table.add_column()
     table.add_column("Before", justify="right")
     table.add_column("After", justify="right")
     before, after = check.before, check.after
@@ -283,6 +283,7 @@ def _show_check(check: CheckReport) -> None:
     table.add_row(
         "draft forward", f"{before.draft_forward_ms:.1f} ms", f"{after.draft_forward_ms:.1f} ms"
     )
+    out.print(f"With {check.target}:", markup=False, soft_wrap=True)
     out.print(table)
     same = "the same text" if check.same_text else "texts that differ"
     out.print(f"Both gave {same}, {check.tokens} tokens.", markup=False)
