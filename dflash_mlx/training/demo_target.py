@@ -137,9 +137,12 @@ def train_target(
     lessons: Sequence[Lesson] = LESSONS,
     tokens_per_batch: int = 2048,
     seed: int = 1,
+    scored: int = 40,
     log: Callable[[str], None] = print,
 ) -> qwen3.Model:
     """Train the target from nothing; `directory` keeps its state, and a second call goes on there.
+
+    scored: held-out examples of each kind that are scored now and then.
 
     Returns the trained model.
     """
@@ -168,7 +171,7 @@ def train_target(
             losses = []
         if (step + 1) % 500 == 0 or step + 1 == steps:
             save_state(state_file, model, optimizer, step + 1)
-            scores = {kind: answers_right(model, tokenizer, kind) for kind in KINDS}
+            scores = {kind: answers_right(model, tokenizer, kind, count=scored) for kind in KINDS}
             log("held-out answers right: " + ", ".join(f"{k} {v:.0%}" for k, v in scores.items()))
     return model
 
