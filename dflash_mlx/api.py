@@ -329,5 +329,5 @@ def _adaptive_length(model: SpeculativeModel) -> AdaptiveLength:
             block_size,
             lambda: measure_costs(model.view, model.draft),
         )
-        model.learned = Learned(CostModel(seed))
-    return AdaptiveLength(model.learned, block_size - 1)
+        model.learned = Learned(CostModel(seed), block_size - 1)
+    return AdaptiveLength(model.learned)

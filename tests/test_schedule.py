@@ -52,7 +52,7 @@ def adaptive(
     """A run with a calibration that errs by 5 % and with noisy times."""
     rng = random.Random(f"machine {seed}")
     costs = CostModel(machine.seed(block, rng, wrong=0.05))
-    strategy = AdaptiveLength(Learned(costs), block - 1)
+    strategy = AdaptiveLength(Learned(costs, block - 1))
     return run(strategy, machine, text, block, timing_noise(rng), confidences)
 
 
@@ -126,7 +126,7 @@ def test_a_seed_that_is_wrong_about_plain_decoding_is_found_out():
     true = machine.seed(BLOCK, random.Random(0))
     costs = CostModel(Costs(1.4, true.cycle, true.reading))
     text = text_of("another language", 0)
-    out = run(AdaptiveLength(Learned(costs), BLOCK - 1), machine, text, BLOCK)
+    out = run(AdaptiveLength(Learned(costs, BLOCK - 1)), machine, text, BLOCK)
     assert out.plain > 0.8 * TOKENS
     assert out.speed >= 0.96
 
@@ -134,7 +134,7 @@ def test_a_seed_that_is_wrong_about_plain_decoding_is_found_out():
 def test_a_cliff_that_the_seed_does_not_know_is_found():
     machine = Machine("cliff", {1: 1.0, 4: 1.05, 5: 2.6, 16: 3.4}, 0.1)
     smooth = Costs(1.0, tuple(1.1 + 0.05 * m for m in range(BLOCK)), 0.04)
-    strategy = AdaptiveLength(Learned(CostModel(smooth)), BLOCK - 1)
+    strategy = AdaptiveLength(Learned(CostModel(smooth), BLOCK - 1))
     out = run(strategy, machine, text_of("answers", 0), BLOCK)
     assert 2.5 < out.verified / (out.cycles - out.plain) < 3.5
     assert out.speed >= 0.95 * max(fixed_speeds(machine, text_of("answers", 0)))
@@ -151,7 +151,7 @@ def test_a_costly_reading_is_not_paid_for():
 
 def test_rests_grow_while_plain_decoding_wins():
     costs = CostModel(Costs(1.0, tuple(2.0 + m for m in range(BLOCK)), 0.1))
-    strategy = AdaptiveLength(Learned(costs), BLOCK - 1)
+    strategy = AdaptiveLength(Learned(costs, BLOCK - 1))
     rests, rest = [], 0
     for position in range(1500):
         if strategy.choose(BLOCK - 1, position):
@@ -168,7 +168,7 @@ def test_rests_grow_while_plain_decoding_wins():
 
 
 def test_nothing_is_drafted_where_there_is_no_room():
-    strategy = AdaptiveLength(Learned(CostModel(Costs.guess(BLOCK))), BLOCK - 1)
+    strategy = AdaptiveLength(Learned(CostModel(Costs.guess(BLOCK)), BLOCK - 1))
     assert strategy.choose(0, 10) == 0
     strategy.observe(Cycle(10, seconds=1.0))
     assert 1 <= strategy.choose(2, 11) <= 2
@@ -224,6 +224,18 @@ def test_the_text_filter_learns_a_level_and_follows_a_change():
     for _ in range(100):
         text.observe(7, next(n for n in range(8) if n == 7 or rng.random() > 0.6))
     assert text.expected_tokens(7)[7] == pytest.approx(expected_tokens([0.6] * 7)[7], rel=0.2)
+
+
+def test_a_new_text_is_expected_to_be_like_the_ones_before():
+    text = TextFilter(7)
+    fresh = text.expected_tokens(7)[7]
+    for _ in range(200):
+        text.observe(7, 7)
+    high = text.expected_tokens(7)[7]
+    for _ in range(5):
+        text.observe(7, 0)
+    text.begin()
+    assert fresh + 1 < text.expected_tokens(7)[7] < high - 0.5
 
 
 def test_the_text_filter_learns_what_the_positions_are_worth():

@@ -146,7 +146,7 @@ def test_auto_follows_the_costs_it_is_given(pair: Pair) -> None:
     shares = []
     for cycle in (1e-9, 1e3):
         model = pair.synthetic(1.0)
-        model.learned = Learned(CostModel(Costs(1.0, (cycle,) * 8, 0.0)))
+        model.learned = Learned(CostModel(Costs(1.0, (cycle,) * 8, 0.0)), 7)
         model.learned.costs.observe = lambda *args, **kwargs: None  # type: ignore[method-assign]
         *_, last = stream_generate(model, pair.tokenizer, PROMPT, max_tokens=TOKENS)
         shares.append(last.plain_share)
@@ -260,4 +260,4 @@ def test_learned_costs_outlive_a_generation(pair: Pair) -> None:
     assert learned is not None
     list(stream_generate(model, pair.tokenizer, PROMPT, max_tokens=TOKENS))
     assert model.learned is learned
-    assert isinstance(AdaptiveLength(learned, 7).costs, CostModel)
+    assert isinstance(AdaptiveLength(learned).costs, CostModel)

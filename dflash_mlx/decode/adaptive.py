@@ -8,7 +8,6 @@ the largest E(m) - r C(m), and reading is worth the mean of that maximum, less r
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from math import sqrt
 
@@ -17,12 +16,21 @@ from dflash_mlx.decode.schedule import Cycle
 from dflash_mlx.decode.value import Calibration, TextFilter, expected_tokens
 
 
-@dataclass
 class Learned:
-    """What outlives a generation: costs on this machine, and what the draft's confidence means."""
+    """What outlives a generation.
 
-    costs: CostModel
-    calibration: Calibration = field(default_factory=Calibration)
+    Attributes:
+        costs: of cycles on this machine.
+        calibration: what the draft's confidence means.
+        text: how well the draft guesses.
+        since_plain: time since plain decoding was last timed, in plain steps.
+    """
+
+    def __init__(self, costs: CostModel, positions: int):
+        self.costs = costs
+        self.calibration = Calibration()
+        self.text = TextFilter(positions)
+        self.since_plain = 0.0
 
 
 class AdaptiveLength:
@@ -40,9 +48,10 @@ class AdaptiveLength:
     plain_run = 5  # plain cycles timed together while drafting wins
     blocks_remembered = 16
 
-    def __init__(self, learned: Learned, positions: int):
-        self.costs, self.calibration = learned.costs, learned.calibration
-        self.text = TextFilter(positions)
+    def __init__(self, learned: Learned):
+        self.learned = learned
+        self.costs, self.calibration, self.text = learned.costs, learned.calibration, learned.text
+        self.text.begin()
         self._blocks: deque[Sequence[float]] = deque(maxlen=self.blocks_remembered)
         self._now: Costs = self.costs.at(0)
         self._count = 0
@@ -52,9 +61,8 @@ class AdaptiveLength:
         # Plain decoding wins: plain tokens left, their number, cycles left of a trial of drafting.
         self._rest, self._pause, self._probes = 0, self.first_rest, 0
         self._unseen = 0
-        # Drafting wins: for how many cycles, plain cycles left of a trial, and the time since, in
-        # plain steps.
-        self._won, self._plain_left, self._since_plain = 0, 0, 0.0
+        # Drafting wins: for how many cycles, and plain cycles left of a trial.
+        self._won, self._plain_left = 0, 0
 
     def choose(self, most: int, context: int, narrows: bool = True) -> int:
         self._count = 0
@@ -87,11 +95,11 @@ class AdaptiveLength:
             self.costs.observe(cycle.context, cycle.verified, cycle.seconds, cycle.read)
         if cycle.verified is None:
             self._unseen += 1
-            self._since_plain = 0.0
+            self.learned.since_plain = 0.0
             self._rest = max(self._rest - 1, 0)
             return
         self._cycles += 1
-        self._since_plain += self._now.cycle[cycle.verified] / self._now.plain
+        self.learned.since_plain += self._now.cycle[cycle.verified] / self._now.plain
         held_back: list[float] = []
         if cycle.confidences is not None:
             self.calibration.observe(cycle.confidences, cycle.verified, cycle.accepted)
@@ -118,7 +126,7 @@ class AdaptiveLength:
         if self._plain_left == 0:
             loss = self.plain_run * max(1 - 1 / gain, 0.0)
             share = self.trial_share / (4 if self.costs.knows_plain(context) else 1)
-            if self._since_plain > max(loss / share, 32):
+            if self.learned.since_plain > max(loss / share, 32):
                 self._plain_left = self.plain_run
         if self._plain_left:
             self._plain_left -= 1

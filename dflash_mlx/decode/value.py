@@ -33,10 +33,17 @@ class TextFilter:
     unseen_jump = 0.001
 
     def __init__(self, positions: int):
-        self._belief = [1 / len(self.levels)] * len(self.levels)
+        self._even = [1 / len(self.levels)] * len(self.levels)
+        self._belief = list(self._even)
+        self._usual = list(self._even)  # the mean belief of the last hundred verifies or so
         # Per position: acceptances seen, and expected by the level alone.
         self._accepted = [20.0] * positions
         self._expected = [20.0] * positions
+
+    def begin(self) -> None:
+        """A new text begins: probably like the ones before, possibly like none of them."""
+        pairs = zip(self._usual, self._even, strict=True)
+        self._belief = [0.7 * usual + 0.3 * even for usual, even in pairs]
 
     def expected_tokens(self, most: int) -> list[float]:
         """Tokens that a verify of m = 0 … most proposals yields on average, bonus included."""
@@ -77,6 +84,8 @@ class TextFilter:
                 before *= level ** held_back[0] * (1 - level) ** (1 - held_back[0])
             belief.append(before)
         self._settle(belief, self.jump)
+        pairs = zip(self._usual, self._belief, strict=True)
+        self._usual = [0.99 * usual + 0.01 * now for usual, now in pairs]
 
     def pass_over(self, tokens: int) -> None:
         """Some tokens went by without a draft."""
