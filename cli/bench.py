@@ -19,6 +19,7 @@ from dflash_mlx.measure import summary
 from dflash_mlx.measure.comparison import BenchPrompt, Result, compare
 from dflash_mlx.measure.context import context_prompts
 from dflash_mlx.measure.machine import machine
+from dflash_mlx.measure.profile import profile as host_profile
 from dflash_mlx.measure.prompts import (
     Question,
     builtin_questions,
@@ -55,6 +56,14 @@ SweepOption = Annotated[
     typer.Option(
         "--sweep",
         help="Measure fixed verify lengths, too, and show the best of them.",
+        rich_help_panel=_BENCH,
+    ),
+]
+ProfileOption = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="Show what the host does in a cycle, from one more run of each prompt.",
         rich_help_panel=_BENCH,
     ),
 ]
@@ -111,6 +120,7 @@ def bench(
     context: Context = None,
     each: Each = False,
     sweep: SweepOption = False,
+    profile: ProfileOption = False,
     json_file: Json = None,
     plot: Plot = None,
     model: options.Model = None,
@@ -118,6 +128,7 @@ def bench(
     revision: options.Revision = None,
     draft_revision: options.DraftRevision = None,
     draft_bits: options.DraftBits = None,
+    draft_window: options.DraftWindow = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -152,6 +163,7 @@ def bench(
         trust_remote_code,
         tuple(extra_eos_token or ()),
         draft_bits,
+        draft_window,
     )
     loaded = load_pair(pair)
     template = loaded.template(system_prompt, think, chat_template_config, ignore_chat_template)
@@ -184,8 +196,14 @@ def bench(
             progress=step,
         )
     bench_screen.report(results, each)
+    host = None
+    if profile:
+        with working("Profiling"):
+            host = host_profile(loaded.model, loaded.tokenizer, _counted(to_run), settings)
+        bench_screen.profile(host)
     if json_file:
         report = _report(results, about, loaded, settings, repeats, context)
+        report["profile"] = host.as_json() if host else None
         text = json.dumps(report, indent=2, ensure_ascii=False)
         json_file.write_text(text + "\n", encoding="utf-8")
         note(f"Written: {json_file}")
@@ -222,6 +240,10 @@ def _prompts(
     for prompt in prompts:
         check_positions(target, len(prompt.tokens))
     return prompts
+
+
+def _counted(prompts: list[BenchPrompt]) -> list[tuple[int, ...]]:
+    return [p.tokens for p in prompts if p.counts] or [p.tokens for p in prompts]
 
 
 def _charted(results: list[Result], by_context: bool) -> dict[str, Summary]:

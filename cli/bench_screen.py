@@ -10,6 +10,7 @@ from dflash_mlx.cli.loading import Loaded
 from dflash_mlx.cli.screen import out
 from dflash_mlx.measure.advice import low_acceptance
 from dflash_mlx.measure.comparison import BenchPrompt, Result
+from dflash_mlx.measure.profile import PHASES, Profile
 from dflash_mlx.measure.run import Settings
 from dflash_mlx.measure.summary import Summary, by_kind, overall, summarize
 from dflash_mlx.measure.sweep import Sweep, swept
@@ -51,6 +52,16 @@ def report(results: Sequence[Result], each: bool) -> None:
     _verdict(results, total)
     if sweep:
         _sweep(sweep)
+
+
+def profile(found: Profile) -> None:
+    """Where the host's time in a mean cycle goes."""
+    total = sum(found.per_cycle.values())
+    out.print()
+    out.print(f"The host in a mean cycle of {total:.2f} ms", style="bold")
+    for name, ms in found.per_cycle.items():
+        out.print(f"{ms:8.3f} ms {ms / total:6.1%}  {name}: {PHASES[name]}", markup=False)
+    out.print(f"Not waiting for the device: {found.host_share:.1%}.", markup=False)
 
 
 def _table(results: Sequence[Result], total: Summary, sweep: Sweep | None, each: bool) -> Table:

@@ -37,6 +37,7 @@ def chat(
     revision: options.Revision = None,
     draft_revision: options.DraftRevision = None,
     draft_bits: options.DraftBits = None,
+    draft_window: options.DraftWindow = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -66,6 +67,7 @@ def chat(
             trust_remote_code,
             tuple(extra_eos_token or ()),
             draft_bits,
+            draft_window,
         ),
         seed,
     )

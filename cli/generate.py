@@ -35,6 +35,7 @@ def generate(
     revision: options.Revision = None,
     draft_revision: options.DraftRevision = None,
     draft_bits: options.DraftBits = None,
+    draft_window: options.DraftWindow = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -67,6 +68,7 @@ def generate(
             trust_remote_code,
             tuple(extra_eos_token or ()),
             draft_bits,
+            draft_window,
         ),
         seed,
     )

@@ -88,6 +88,7 @@ def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
             target_path,
             draft_path,
             draft_bits=pair.draft_bits,
+            draft_window=pair.draft_window,
             adapter_path=pair.adapter_path,
             trust_remote_code=pair.trust_remote_code,
         )

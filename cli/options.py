@@ -93,6 +93,16 @@ DraftRevision = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+DraftWindow = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Let the draft's full-attention layers see only the first few tokens and about the "
+        "last N; a long context then slows drafting down less, and the text stays the same.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
 DraftBits = Annotated[
     int | None,
     typer.Option(
@@ -242,3 +252,4 @@ class Pair:
     trust_remote_code: bool = False
     extra_eos_tokens: tuple[str, ...] = ()
     draft_bits: int | None = None
+    draft_window: int | None = None

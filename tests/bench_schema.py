@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dflash_mlx.measure.profile import PHASES
+
 NUMBER = {"type": "number", "minimum": 0}
 COUNT = {"type": "integer", "minimum": 0}
 SHARE = {"type": "number", "minimum": 0, "maximum": 1}
@@ -60,6 +62,7 @@ _DIFFERENCE = {
 }
 
 _TEXT = {"type": "string", "minLength": 1}
+_PHASES = _object(**dict.fromkeys(PHASES, NUMBER))
 
 SCHEMA = _object(
     summary=_object(**FIGURES),
@@ -89,6 +92,14 @@ SCHEMA = _object(
                 best={"type": "integer", "minimum": 1},
                 over_best=NUMBER,
                 over_best_interval=FIGURES["speedup_interval"],
+            ),
+        ]
+    },
+    profile={
+        "anyOf": [
+            {"type": "null"},
+            _object(
+                seconds=_PHASES, per_cycle=_PHASES, cycles=COUNT, tokens=COUNT, host_share=SHARE
             ),
         ]
     },

@@ -92,6 +92,24 @@ def test_builtin_prompts_for_other_models(tmp_path, reciting):
     assert all(p["counts"] for p in written["prompts"])
 
 
+def test_profile_of_the_host(tmp_path, prompts, reciting):
+    written, screen = report(tmp_path, "--repeats", "1", "--profile", *prompts, *reciting)
+    found = written["profile"]
+    assert found["tokens"] == 40 and found["cycles"] > 0
+    assert sum(found["per_cycle"].values()) == pytest.approx(
+        1000 * sum(found["seconds"].values()) / found["cycles"]
+    )
+    assert all(f"{name}: " in screen for name in found["seconds"])
+    assert f"Not waiting for the device: {found['host_share']:.1%}." in screen
+
+
+def test_a_draft_window_leaves_the_text_as_it_is(tmp_path, prompts, reciting):
+    options = ["--repeats", "1", "--draft-window", "16"]
+    written, _ = report(tmp_path, *options, *prompts, *reciting)
+    assert written["summary"]["identical"] is True
+    assert "at least 16" in complaint(run("bench", "--draft-window", "3", *prompts, *reciting), 1)
+
+
 def test_sweep_of_fixed_lengths(tmp_path, prompts, reciting):
     written, screen = report(tmp_path, "--repeats", "3", "--sweep", *prompts, *reciting)
     sweep = written["sweep"]
