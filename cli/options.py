@@ -155,7 +155,8 @@ Seed = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Seed of the random numbers.",
+        help="Seed of the random numbers. Sampled text comes again only with a fixed "
+        "--verify-length, since auto decides by the clock how many numbers are drawn.",
         show_default=False,
         rich_help_panel=_SAMPLING,
     ),

@@ -88,6 +88,7 @@ def test_extra_end_token_ends_the_text(reciting):
 def test_seed_makes_sampling_repeatable(rambling):
     def text(seed: str) -> str:
         sampling = ["--temp", "1.5", "--top-p", "0.95", "--min-p", "0.01", "--top-k", "50"]
+        sampling += ["--verify-length", "2"]
         return run(
             "generate", "-p", "hi", "--max-tokens", "30", "--seed", seed, *sampling, *rambling
         ).stdout
