@@ -61,7 +61,9 @@ def profile(found: Profile) -> None:
     out.print(f"The host in a mean cycle of {total:.2f} ms", style="bold")
     for name, ms in found.per_cycle.items():
         out.print(f"{ms:8.3f} ms {ms / total:6.1%}  {name}: {PHASES[name]}", markup=False)
-    out.print(f"Not waiting for the device: {found.host_share:.1%}.", markup=False)
+    out.print(
+        f"The host's own share, without queuing and waiting: {found.host_share:.1%}.", markup=False
+    )
 
 
 def _table(results: Sequence[Result], total: Summary, sweep: Sweep | None, each: bool) -> Table:

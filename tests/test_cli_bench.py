@@ -100,7 +100,7 @@ def test_profile_of_the_host(tmp_path, prompts, reciting):
         1000 * sum(found["seconds"].values()) / found["cycles"]
     )
     assert all(f"{name}: " in screen for name in found["seconds"])
-    assert f"Not waiting for the device: {found['host_share']:.1%}." in screen
+    assert f"queuing and waiting: {found['host_share']:.1%}." in screen
 
 
 def test_a_draft_window_leaves_the_text_as_it_is(tmp_path, prompts, reciting):

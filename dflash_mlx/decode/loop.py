@@ -160,9 +160,9 @@ class Decoder:
                 anchor, self.cache.context, count, self.view.embed, self.view.head, self._choose
             )
             if self.length.learns and proposals.confidence is not None:
-                mx.async_eval(proposals.tokens, proposals.confidence)
+                _queue(proposals.tokens, proposals.confidence)
             else:
-                mx.async_eval(proposals.tokens)
+                _queue(proposals.tokens)
             return proposals
 
     def judge(self, anchor: mx.array, proposals: Proposals) -> Emission:
@@ -189,7 +189,7 @@ class Decoder:
             self._transaction = self.view.begin(self.cache.target)
             block = mx.concatenate([anchor, proposals.tokens.astype(anchor.dtype)])
             logits, features = self._transaction.forward(block[None], self._taps)
-            mx.async_eval(logits, features)
+            _queue(logits, features)
             with phase("accept"):
                 verdict = self._rule.judge(logits[0], proposals, self._history(anchor))
                 self._verified = verdict.accepted + 1
@@ -208,7 +208,7 @@ class Decoder:
                 logits = process(cast(mx.array, history), logits)
             logprobs = log_probabilities(logits)
             token = self.options.sampler(logprobs)
-            mx.async_eval(token, logprobs)
+            _queue(token, logprobs)
             return Emission(token, logprobs, context=self._rows - 1)
 
     def emit(self, waiting: Emission) -> Generator[Token, None, None]:
@@ -284,7 +284,7 @@ class Decoder:
         """A forward whose rows [n] all stay: logits [1, n, V]."""
         logits, features = self.view.forward(tokens[None], self.cache.target, taps)
         if features is not None:
-            mx.async_eval(features)
+            _queue(features)
         self._feed.add(features, tokens.size)
         self._rows += tokens.size
         self._quantize()
@@ -345,3 +345,9 @@ class Decoder:
 
 def _floats(array: mx.array | None) -> list[float]:
     return [] if array is None else cast(list[float], array.tolist())
+
+
+@phase("queuing")
+def _queue(*arrays: mx.array | None) -> None:
+    """Start computing, without waiting for it as far as MLX allows."""
+    mx.async_eval(*arrays)

@@ -16,9 +16,10 @@ from dflash_mlx.pairs import SpeculativeModel
 # In the order of a cycle.
 PHASES = {
     "choice": "deciding what the cycle does, and learning how the last one went",
-    "draft": "building and queuing the draft's forward",
-    "verify": "building and queuing the target's forward over a block",
-    "plain": "building and queuing a plain step",
+    "draft": "building the draft's forward",
+    "verify": "building the target's forward over a block",
+    "plain": "building a plain step",
+    "queuing": "handing it to MLX, which may wait until the device has room",
     "waiting": "waiting for the device",
     "accept": "judging the proposals, without the waiting",
     "rollback": "taking rejected rows back",
@@ -31,8 +32,8 @@ PHASES = {
 class Profile:
     """The decode time of some generations, by what the host did.
 
-    Where MLX limits how much may be queued, as on the CPU, queuing itself waits for the device;
-    such time is counted with the forward that was queued.
+    Where MLX limits how much may be queued, as on the CPU, queuing itself waits for the device, so
+    it counts as waiting in the host's share.
 
     Attributes:
         seconds: per phase of PHASES; they add up to the decode time.
@@ -51,9 +52,10 @@ class Profile:
 
     @property
     def host_share(self) -> float:
-        """Share of the time that the host was not waiting for the device."""
+        """Share of the time that the host neither waited for the device nor queued work."""
         total = sum(self.seconds.values())
-        return 1 - self.seconds["waiting"] / total if total else 0.0
+        device = self.seconds["waiting"] + self.seconds["queuing"]
+        return 1 - device / total if total else 0.0
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values, with milliseconds per cycle."""
