@@ -43,16 +43,10 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, *, draft: boo
     Raises:
         CheckpointError: there is no such directory, repository, revision or network.
     """
-    path = Path(path_or_repo).expanduser()
-    if path.is_dir():
-        return path
+    directory = local_directory(path_or_repo)
+    if directory is not None:
+        return directory
     name = str(path_or_repo)
-    if path.exists():
-        raise CheckpointError(f"{name} is a file; give the directory that holds config.json.")
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise CheckpointError(
-            f"There is no directory {name}; give a model directory, or a hub id like org/name."
-        )
     try:
         files = _DRAFT_FILES if draft else _TARGET_FILES
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
@@ -77,6 +71,25 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, *, draft: boo
     except Exception as error:
         # The hub client's transport raises classes of its own for a missing network.
         raise CheckpointError(f"{name} could not be fetched from the hub: {error}.") from error
+
+
+def local_directory(path_or_repo: str | Path) -> Path | None:
+    """The directory that a path names; None for what can only be a hub id.
+
+    Raises:
+        CheckpointError: it is a file, or no hub id and nothing is there.
+    """
+    path = Path(path_or_repo).expanduser()
+    if path.is_dir():
+        return path
+    name = str(path_or_repo)
+    if path.exists():
+        raise CheckpointError(f"{name} is a file; give the directory that holds config.json.")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise CheckpointError(
+            f"There is no directory {name}; give a model directory, or a hub id like org/name."
+        )
+    return None
 
 
 def read_config(directory: Path) -> dict[str, Any]:

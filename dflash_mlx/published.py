@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub.repocard import metadata_load
 
-from dflash_mlx.checkpoint import read_config
+from dflash_mlx.checkpoint import is_draft_config, local_directory, read_config
 from dflash_mlx.errors import CheckpointError
 
 
@@ -91,6 +91,11 @@ def find_pair(path_or_repo: str | Path) -> PublishedPair:
         raise CheckpointError(
             f"{path_or_repo} names more than one published target ({_listing(found)}); choose the "
             "draft with --draft (draft= in Python)."
+        )
+    directory = local_directory(path_or_repo)
+    if directory is not None and is_draft_config(read_config(directory)):
+        raise CheckpointError(
+            f"{path_or_repo} is a DFlash draft; give its target as the model and this as the draft."
         )
     near = _near(names)
     hint = f" Near it are {_listing(near)}." if near else ""
