@@ -227,7 +227,12 @@ def test_after_a_failure_the_cache_says_so_and_is_filled_again(
         patch.setattr(type(layer), "__call__", explode)
         with pytest.raises(Explodes):
             for r in stream_generate(
-                model, pair.tokenizer, PROMPT, max_tokens=TOKENS, prompt_cache=cache
+                model,
+                pair.tokenizer,
+                PROMPT,
+                max_tokens=TOKENS,
+                verify_length=None,
+                prompt_cache=cache,
             ):
                 got.append(r.token)
     assert not cache.valid and cache.tokens == pair.prompt + got
@@ -276,6 +281,7 @@ def test_an_interrupt_waits_for_the_end_of_the_cycle(
                 pair.tokenizer,
                 PROMPT,
                 max_tokens=TOKENS,
+                verify_length=None,
                 prompt_cache=cache,
                 prefill_step_size=20,
             ):
