@@ -128,12 +128,15 @@ def _write(path: Path, text: str) -> None:
 
 def book_path() -> Path:
     """Where this machine's verdicts are: a file for each chip, macOS, MLX and kernel version."""
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = "_".join(machine().values())
-    return base / "dflash-mlx" / "kernels" / (re.sub(r"[^\w.+-]+", "-", name) + ".json")
+    return cache_directory() / "kernels" / (re.sub(r"[^\w.+-]+", "-", name) + ".json")
+
+
+def cache_directory() -> Path:
+    """The package's own directory in the user's cache; it need not exist yet."""
+    mac = sys.platform == "darwin"
+    usual = Path.home() / "Library" / "Caches" if mac else Path.home() / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "dflash-mlx"
 
 
 @cache

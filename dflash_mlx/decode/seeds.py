@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
@@ -15,7 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from dflash_mlx.decode.cost import Costs
-from dflash_mlx.metal.verdicts import chip
+from dflash_mlx.metal.verdicts import cache_directory, chip
 
 
 def kept_costs(file: Path, block_size: int, measure: Callable[[], Costs]) -> Costs:
@@ -39,14 +38,7 @@ def costs_file(target: nn.Module, draft: nn.Module) -> Path:
         arrays = dict(tree_flatten(model.parameters()))
         about += [f"{name} {a.shape} {a.dtype}" for name, a in arrays.items()]
     name = hashlib.sha256("\n".join(about).encode()).hexdigest()[:24]
-    return _cache_directory() / "dflash-mlx" / "costs" / f"{name}.json"
-
-
-def _cache_directory() -> Path:
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base)
-    mac = sys.platform == "darwin"
-    return Path.home() / "Library" / "Caches" if mac else Path.home() / ".cache"
+    return cache_directory() / "costs" / f"{name}.json"
 
 
 def _version(package: str) -> str:
