@@ -42,6 +42,7 @@ class AdaptiveLength:
 
     learns = True
     trial_share = 0.01
+    first_share = 0.06  # what the first tries may cost
     # Plain tokens until drafting is tried again: at first, and at most.
     first_rest, longest_rest = 4, 1024
     probe_cycles = 2  # the first one pays for the context's catching up, the second is typical
@@ -74,7 +75,7 @@ class AdaptiveLength:
         tokens = self.text.expected_tokens(most)
         length = self._best_length(tokens, context)
         gain = tokens[length] / now.cycle[length] * now.plain
-        if self._cycles % 4 == 0:
+        if self._cycles % 8 == 0:
             self._reads = narrows and self._reading_pays(tokens)
         # A little reluctance to change: resting learns nothing about the text.
         if gain > (0.98 if self._won else 1.02) or self._reads:
@@ -136,14 +137,18 @@ class AdaptiveLength:
     def _hesitate(self, length: int, tokens: float) -> None:
         """Plain decoding wins; drafting is tried after each rest, and the rests grow."""
         self._plain_left = 0
+        now = self._now
+        steps = now.cycle[length] / now.plain
+        loss = self.probe_cycles * max(steps - tokens, 0.0)
+        shortest = min(max(loss / self.first_share, self.first_rest), self.longest_rest)
         if self._won:
-            self._won, self._rest, self._probes = 0, self._pause, 0
+            self._won, self._rest, self._probes = 0, int(max(self._pause, shortest)), 0
         elif self._rest == 0:
-            now = self._now
-            loss = self.probe_cycles * max(now.cycle[length] / now.plain - tokens, 0.0)
-            longest = min(max(loss / self.trial_share, self.first_rest), self.longest_rest)
-            self._pause = int(min(2 * self._pause, longest))
+            longest = min(max(loss / self.trial_share, shortest), self.longest_rest)
+            self._pause = int(max(min(2 * self._pause, longest), shortest))
             self._rest, self._probes = self._pause, self.probe_cycles
+        elif self._probes and tokens < 0.6 * steps:
+            self._probes = 0  # one look was enough
         if self._probes:
             self._probes -= 1
             self._count = length

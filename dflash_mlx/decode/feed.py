@@ -9,6 +9,8 @@ class ContextFeed:
     """Features that wait to be projected, so that plain cycles cost the draft nothing.
 
     A block needs them all: `flush` projects what waits in one product. At most `limit` rows wait.
+    Until then nothing is evaluated for them: what is left to do is to put the tapped outputs, which
+    the target's forward has computed, side by side.
     """
 
     limit = 64
@@ -41,6 +43,7 @@ class ContextFeed:
         self._rows += rows
         if self._rows >= self.limit:
             self.flush()
+            mx.async_eval(self.context.arrays)
 
     def flush(self) -> None:
         """Bring the context up to date."""

@@ -283,8 +283,6 @@ class Decoder:
     def _forward(self, tokens: mx.array, taps: Sequence[int]) -> mx.array:
         """A forward whose rows [n] all stay: logits [1, n, V]."""
         logits, features = self.view.forward(tokens[None], self.cache.target, taps)
-        if features is not None:
-            _queue(features)
         self._feed.add(features, tokens.size)
         self._rows += tokens.size
         self._quantize()
