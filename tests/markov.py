@@ -61,8 +61,11 @@ class TableDraft:
     def make_context(self) -> Context:
         return Context([])
 
-    def extend(self, context: Context, features: mx.array) -> None:
-        context.offset += features.shape[1]
+    def condense(self, features: mx.array) -> mx.array:
+        return features[0]
+
+    def remember(self, context: Context, c: mx.array) -> None:
+        context.offset += c.shape[0]
 
     def propose(
         self, anchor: mx.array, context: Any, count: int, embed: Any, head: Any, choose: Any

@@ -42,9 +42,12 @@ class SyntheticDraft:
     def make_context(self) -> Context:
         return Context([])
 
-    def extend(self, context: Context, features: mx.array) -> None:
+    def condense(self, features: mx.array) -> mx.array:
         assert features.shape[0] == 1 and features.shape[2] == self.features
-        context.offset += features.shape[1]
+        return features[0]
+
+    def remember(self, context: Context, c: mx.array) -> None:
+        context.offset += c.shape[0]
 
     def propose(
         self, anchor: mx.array, context: Context, count: int, embed: Any, head: Any, choose: Any

@@ -6,14 +6,15 @@ from dflash_mlx.draft import Context, DFlashDraft
 
 
 class ContextFeed:
-    """Features that wait to be projected, so that plain cycles cost the draft nothing.
+    """Context features that wait to be projected to the draft's keys and values.
 
-    A block needs them all: `flush` projects what waits in one product. At most `limit` rows wait.
-    Until then nothing is evaluated for them: what is left to do is to put the tapped outputs, which
-    the target's forward has computed, side by side.
+    Plain cycles so cost the draft nothing, and a long prompt is held as n x H numbers, less than
+    its keys and values, while the target needs memory for itself. A block needs them all: `flush`
+    projects what waits. Until then nothing is evaluated for what a cycle adds.
     """
 
-    limit = 64
+    limit = 64  # rows that plain cycles may leave waiting
+    piece = 2048  # rows projected at once, so that a long prompt's temporaries stay small
 
     def __init__(self, draft: DFlashDraft, context: Context):
         self.draft = draft
@@ -39,18 +40,31 @@ class ContextFeed:
             self._waiting, self._rows, offset = [], 0, self.offset + rows
             self.context.restart(offset)
             return
-        self._waiting.append(features)
+        self._waiting.append(self.draft.condense(features))
         self._rows += rows
+
+    def settle(self) -> None:
+        """Evaluate what waits, so that the tapped outputs behind it can go."""
+        mx.eval(self._waiting)
+
+    def bound(self) -> None:
+        """Project what waits once it is more than `limit` rows; queued, not waited for."""
         if self._rows >= self.limit:
             self.flush()
             mx.async_eval(self.context.arrays)
 
     def flush(self) -> None:
         """Bring the context up to date."""
-        if self._waiting:
-            waiting, self._waiting, self._rows = self._waiting, [], 0
-            features = waiting[0] if len(waiting) == 1 else mx.concatenate(waiting, axis=1)
-            self.draft.extend(self.context, features)
+        waiting, rows, self._waiting, self._rows = self._waiting, self._rows, [], 0
+        if not waiting:
+            return
+        c = waiting[0] if len(waiting) == 1 else mx.concatenate(waiting)
+        for group in self.context.groups:
+            group.reserve(rows)
+        for start in range(0, rows, self.piece):
+            self.draft.remember(self.context, c[start : start + self.piece])
+            if rows > self.piece:
+                mx.eval(self.context.arrays)
 
     def rewind(self, offset: int) -> None:
         """Flush, and forget positions from `offset` on."""

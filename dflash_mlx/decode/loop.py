@@ -140,8 +140,8 @@ class Decoder:
             with self._cycle():
                 self._forward(mx.array(chunk), self._taps if seen else ())
                 self.cache.tokens += chunk
-                self._feed.flush()
-                mx.eval([c.state for c in self.cache.target], self.cache.context.arrays)
+                mx.eval([c.state for c in self.cache.target])
+                self._feed.settle()
             self.options.prompt_progress_callback(done, total)
             self._interrupts.check()
             mx.clear_cache()
@@ -238,9 +238,10 @@ class Decoder:
     @phase("rollback")
     def commit(self) -> None:
         """Keep the rows of emitted tokens in the target's caches, and no others."""
-        if self._transaction is None:
-            return
         with self._cycle():
+            self._feed.bound()
+            if self._transaction is None:
+                return
             kept = min(len(self.cache.tokens) - self._rows, self._verified)
             self._transaction.commit(kept)
             self._transaction = None

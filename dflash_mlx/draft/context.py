@@ -48,6 +48,11 @@ class LayerGroup:
         self.values[:, :, self.length : end] = values
         self.length = end
 
+    def reserve(self, rows: int) -> None:
+        """Make room for so many more rows at once, rather than bit by bit."""
+        if self.limit is None and self.length + rows > self.keys.shape[2]:
+            self._make_room(rows)
+
     def _make_room(self, rows: int) -> None:
         if self.limit is None:
             # A quarter more each time keeps the copies' sum linear in the context.

@@ -145,29 +145,26 @@ class DFlashDraft(nn.Module):
             for members in kinds.values()
         ]
 
-    def extend(self, context: Context, features: mx.array) -> None:
-        """Add the positions that follow `context.offset`.
+    def condense(self, features: mx.array) -> mx.array:
+        """Tapped outputs [1, n, taps * H], in the taps' order -> context features [n, H]."""
+        return self.hidden_norm(self.fc(features[0].astype(self.dtype)))
+
+    def remember(self, context: Context, c: mx.array) -> None:
+        """Add the positions that follow `context.offset` to the context, in place.
 
         Args:
-            context: of this draft's `make_context`; changed in place.
-            features: [1, n, taps * H], the tapped outputs of the target, in the taps' order.
+            context: of this draft's `make_context`.
+            c: their context features [n, H].
         """
-        n = features.shape[1]
-        wanted = [group.wanted(n) for group in context.groups]
-        # Rows that no group wants lie together, before the last ones and behind the sinks.
-        first = max(spans[0][1] for spans in wanted)
-        last = min(spans[-1][0] for spans in wanted)
-        if first < last:
-            features = mx.concatenate([features[:, :first], features[:, last:]], axis=1)
-        skipped = max(last - first, 0)
-        c = self.hidden_norm(self.fc(features[0].astype(self.dtype)))
-        for group, project, spans in zip(context.groups, self._projections, wanted, strict=True):
-            for start, stop in spans:
-                at = start - skipped if start >= last else start
+        for group, project in zip(context.groups, self._projections, strict=True):
+            for start, stop in group.wanted(c.shape[0]):
                 if start < stop:
-                    rows = c[at : at + stop - start]
-                    group.append(*project(rows, self._rope, context.offset + start))
-        context.offset += n
+                    group.append(*project(c[start:stop], self._rope, context.offset + start))
+        context.offset += c.shape[0]
+
+    def extend(self, context: Context, features: mx.array) -> None:
+        """Add positions to the context by their tapped outputs [1, n, taps * H]."""
+        self.remember(context, self.condense(features))
 
     def __call__(self, embeddings: mx.array, context: Context) -> mx.array:
         """The block's hidden states after the final norm.
