@@ -15,14 +15,13 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from dflash_mlx.cli.options import UsageError
+from dflash_mlx.cli.options import UsageError, place
 from dflash_mlx.cli.screen import err, out, size
 from dflash_mlx.convert import CheckReport, LayerReport, Report
 from dflash_mlx.convert import convert as convert_draft
 from dflash_mlx.convert.conversion import Progress
 from dflash_mlx.convert.files import write_json
 from dflash_mlx.convert.task import Task
-from dflash_mlx.demo import demo_paths
 from dflash_mlx.errors import DFlashError
 
 
@@ -142,7 +141,7 @@ def convert(
         raise UsageError(str(error)) from error
     with _ending_cleanly(), _progress() as progress:
         report = convert_draft(
-            _place(draft, draft=True),
+            place(draft, draft=True),
             output,
             bits=bits,
             group_size=group_size,
@@ -150,7 +149,7 @@ def convert(
             dtype=named,
             keep=tuple(keep or ()),
             dequantize=dequantize,
-            check=None if check is None else _place(check),
+            check=None if check is None else place(check),
             dry_run=dry_run,
             force=force,
             revision=revision,
@@ -159,13 +158,6 @@ def convert(
     _show(report)
     if json_file is not None:
         write_json(json_file, report.to_dict())
-
-
-def _place(name: str, *, draft: bool = False) -> str:
-    """What the user named, or the demo pair's directory."""
-    if name != "demo" or Path(name).is_dir():
-        return name
-    return str(demo_paths()[1 if draft else 0])
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from dflash_mlx.demo import demo_paths
 
 # The class that Typer's usage errors share; it exports only this one of them.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -56,6 +59,13 @@ def kv_bits(value: int | None) -> int | None:
     if value is not None and value not in (2, 3, 4, 5, 6, 8):
         raise typer.BadParameter(f"{value} is not one of 2, 3, 4, 5, 6, 8.")
     return value
+
+
+def place(name: str, *, draft: bool = False) -> str:
+    """What the user named; `demo` is the demo pair's target or draft."""
+    if name != "demo" or Path(name).is_dir():
+        return name
+    return str(demo_paths()[1 if draft else 0])
 
 
 Model = Annotated[

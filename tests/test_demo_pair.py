@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import json
 import re
 
@@ -10,8 +9,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm import load as load_plain
-from mlx_lm import stream_generate as stream_plain
 from tokenizers import Tokenizer
 
 from dflash_mlx import load
@@ -34,12 +31,6 @@ from dflash_mlx.training.demo_tokenizer import (
     train_tokenizer,
 )
 from dflash_mlx.training.demo_words import Words, training_may_use
-from dflash_mlx.training.outputs import (
-    greedy_continuations,
-    own_outputs,
-    read_samples,
-    write_samples,
-)
 
 SPAN = 8
 
@@ -307,35 +298,3 @@ def test_a_score_tells_wrong_answers_from_right_ones(pair):
     assert score(*pair, [good, wrong]).right == score(*pair, [good]).right
     assert Score(2, 1, 20, 6).acceptance_length == 3
     assert Score(2, 1, 20, 6) + Score(1, 1, 3, 2) == Score(3, 2, 23, 8)
-
-
-def test_own_outputs_are_what_the_target_writes(pair, tokenizer, tmp_path):
-    """Also for texts that the target would not write, and texts of several turns."""
-    model, wrapped = pair
-    samples = [
-        encode(tokenizer, example(kind, split, f"own/{seed}"))
-        for kind, split, seed in itertools.product(("dialogue", "function"), ("train",), range(2))
-    ]
-    strange = example("record", "train", "own/0")
-    answer = {"role": "assistant", "content": "The record is lost."}
-    samples.append(encode(tokenizer, type(strange)("", (*strange.prompt, answer), ())))
-
-    def choices(tokens):
-        return mx.argmax(model.target(tokens), axis=-1)
-
-    def continuations(prompts):
-        return greedy_continuations(model.target, wrapped, prompts, max_tokens=160)
-
-    result, rewritten = own_outputs(samples, choices, continuations)
-    assert 1 <= rewritten < len(samples)
-    plain, _ = load_plain(str(demo_paths()[0]))
-    for sample in result:
-        start = last_answer(sample)
-        prompt = sample.tokens[:start].tolist()
-        written = [r.token for r in stream_plain(plain, wrapped, prompt, max_tokens=160)]
-        assert written == sample.tokens[start:].tolist()
-    assert result[-1].tokens.shape != samples[-1].tokens.shape
-    write_samples(tmp_path / "own.npz", result)
-    for one, other in zip(result, read_samples(tmp_path / "own.npz"), strict=True):
-        assert (one.tokens == other.tokens).all()
-        assert (one.learn == other.learn).all()

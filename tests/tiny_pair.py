@@ -83,14 +83,19 @@ def _recite(model: qwen3.Model, words: list[str], says: str) -> None:
         layer.mlp.down_proj.weight *= 0
     embedding = mx.random.normal((len(words), model.args.hidden_size))
     model.model.embed_tokens.weight = embedding
+    model.lm_head.weight = reciting_head(embedding, words, says)
+
+
+def reciting_head(embedding: mx.array, words: list[str], says: str) -> mx.array:
+    """A head [V, H] that maps each word of a sentence to the one that follows it."""
     chain = [words.index(w) for w in ["\n", *spoken(says), "<|end|>"]]
     follows = dict(itertools.pairwise(chain))
     # Where thinking is turned off, the prompt ends with its closing marker.
     follows.setdefault(words.index("</think>"), chain[1])
-    head = [mx.zeros(model.args.hidden_size)] * len(words)
+    head = [mx.zeros(embedding.shape[1])] * len(words)
     for word, following in follows.items():
         head[following] = head[following] + embedding[word]
-    model.lm_head.weight = mx.stack(head)
+    return mx.stack(head)
 
 
 def write_tokenizer(folder: Path, words: list[str]) -> None:

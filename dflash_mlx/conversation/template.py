@@ -63,8 +63,10 @@ class Template:
         source = self.tokenizer.chat_template
         return not self.plain and (not isinstance(source, str) or "thinking" in source)
 
-    def text(self, messages: Sequence[Message], prefill: str | None = None) -> str:
-        """What `render` encodes."""
+    def text(
+        self, messages: Sequence[Message], prefill: str | None = None, *, ask: bool = True
+    ) -> str:
+        """What `render` encodes; without `ask`, the conversation as it stands."""
         if self.plain:
             parts = [self.system or "", *(m["content"] for m in messages), prefill or ""]
             return "".join(parts)
@@ -78,7 +80,7 @@ class Template:
             return self.tokenizer.apply_chat_template(
                 [*system, *messages, *answer],
                 tokenize=False,
-                add_generation_prompt=prefill is None,
+                add_generation_prompt=ask and prefill is None,
                 continue_final_message=prefill is not None,
                 **self._variables(),
             )

@@ -1,0 +1,8 @@
+"""Training a draft for an mlx-lm target; and the demo pair's own text and target."""
+
+from dflash_mlx.training.evaluation import Evaluation
+from dflash_mlx.training.plan import Plan
+from dflash_mlx.training.run import Training, train
+from dflash_mlx.training.trainer import StepReport
+
+__all__ = ["Evaluation", "Plan", "StepReport", "Training", "train"]

@@ -1,98 +1,223 @@
 """Texts as the target itself would write them: what a draft is best trained on."""
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx_lm.generate import batch_generate
+from mlx_lm.generate import batch_generate, stream_generate
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from dflash_mlx import api
+from dflash_mlx.draft import DFlashDraft
+from dflash_mlx.metal.verdicts import cache_directory
+from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.target import TargetView
 from dflash_mlx.training.batches import Sample, collate
+from dflash_mlx.training.data import opening
+
+# Prompts answered before the answers are stored, and the most logits held at once.
+CHUNK = 64
+LOGITS = 1 << 28
+
+Progress = Callable[[int, int], None]
 
 
-def greedy_continuations(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: int = 256,
-    batch_size: int = 32,
-) -> list[list[int]]:
-    """The target's greedy continuation of each prompt, its stop token included if it stops.
+class Author:
+    """The target, writing greedily; a draft helps it where there is one."""
 
-    model and tokenizer: as mlx_lm.load gives them.
-    """
-    response = batch_generate(
-        model,
-        tokenizer,
-        [list(prompt) for prompt in prompts],
-        max_tokens=max_tokens,
-        return_token_ids=True,
-        completion_batch_size=batch_size,
-    )
-    stop = tokenizer.eos_token_id
-    continuations = response.token_ids or []
-    return [tokens if len(tokens) == max_tokens else [*tokens, stop] for tokens in continuations]
+    def __init__(self, view: TargetView, tokenizer: TokenizerWrapper, draft: DFlashDraft | None):
+        self.view, self.tokenizer = view, tokenizer
+        self._pair = None if draft is None else SpeculativeModel(view.model, draft)
+        self._batches = True
+
+    def choices(self, tokens: mx.array) -> mx.array:
+        """Its choice after each of tokens [B, T], given those before: [B, T]."""
+        return mx.argmax(self.view.forward(tokens, self.view.make_cache())[0], axis=-1)
+
+    def continuations(self, prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
+        """What it writes after each prompt: at most `limits` tokens, its stop token included."""
+        if self._pair is None and self._batches:
+            try:
+                return self._together(prompts, limits)
+            except ValueError:
+                self._batches = False  # mlx-lm cannot batch every kind of cache
+        return [self._alone(p, limit) for p, limit in zip(prompts, limits, strict=True)]
+
+    def _together(self, prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
+        response = batch_generate(
+            self.view.model, self.tokenizer, prompts, max_tokens=limits, return_token_ids=True
+        )
+        stop = self.tokenizer.eos_token_id
+        written = response.token_ids or []
+        return [
+            tokens if len(tokens) == limit else [*tokens, stop]
+            for tokens, limit in zip(written, limits, strict=True)
+        ]
+
+    def _alone(self, prompt: list[int], limit: int) -> list[int]:
+        if self._pair is None:
+            responses = stream_generate(self.view.model, self.tokenizer, prompt, limit)
+            return [response.token for response in responses]
+        return [r.token for r in api.stream_generate(self._pair, self.tokenizer, prompt, limit)]
 
 
-def own_outputs(
-    samples: Sequence[Sample],
-    choices: Callable[[mx.array], mx.array],
-    continuations: Callable[[list[list[int]]], list[list[int]]],
-    tokens_per_batch: int = 4096,
-) -> tuple[list[Sample], int]:
-    """Rewrite each sample from the first token that the target would not have chosen.
+@dataclass
+class _Rewriting:
+    """A conversation on its way: what stands, and what others say later in it."""
+
+    tokens: list[int]
+    learn: list[bool]
+    to_come: list[list[int]]
+
+
+def answered(
+    samples: Sequence[Sample], author: Author, length: int, store: Path, progress: Progress
+) -> list[Sample]:
+    """Rewrite each sample from the first token to learn that the target would not have chosen.
 
     One forward over a finished text tells whether it is the target's greedy output, far sooner
-    than generating it; only where it is not does the target write on by itself.
+    than generating it; only where it is not does the target write on by itself, and answers what
+    the others say later in the conversation. What it wrote is stored as it comes, and never asked
+    for again.
 
     Args:
-        samples: texts whose tokens to learn are answers, ended by the target's stop token.
-        choices: tokens [B, T] -> the target's argmax after each of them, [B, T].
-        continuations: prompts -> the target's greedy continuations.
-
-    Returns:
-        The samples in their order, and how many were rewritten.
+        samples: of those that are learnt from their start on, the `opening` is given.
+        author: the target.
+        length: the most tokens of a sequence.
+        store: the file that keeps the answers; see `answer_file`.
+        progress: called with samples done and their number.
     """
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].tokens))
-    departures: dict[int, int] = {}
+    known = _read(store, len(samples))
+    order = [i for i in range(len(samples)) if i not in known]
+    order.sort(key=lambda i: len(samples[i].tokens))
+    progress(len(known), len(samples))
     while order:
-        width = len(samples[order[-1]].tokens)
-        count = max(1, tokens_per_batch // width)
-        group, order = order[-count:], order[:-count]
-        batch = collate([samples[i] for i in group])
-        chosen = np.array(choices(mx.array(batch.tokens)))
-        wrong = batch.learn[:, 1:] & (chosen[:, :-1] != batch.tokens[:, 1:])
-        for row, i in enumerate(group):
-            if wrong[row].any():
-                departures[i] = int(wrong[row].argmax()) + 1
-    result = list(samples)
-    prompts = [samples[i].tokens[:at].tolist() for i, at in departures.items()]
-    for (i, at), tail in zip(departures.items(), continuations(prompts), strict=True):
-        result[i] = Sample(
-            np.concatenate([samples[i].tokens[:at], np.array(tail, dtype=np.int32)]),
-            np.concatenate([samples[i].learn[:at], np.ones(len(tail), dtype=bool)]),
+        group, order = order[:CHUNK], order[CHUNK:]
+        found = dict(zip(group, _rewrite([samples[i] for i in group], author, length), strict=True))
+        _append(store, found)
+        known |= found
+        progress(len(known), len(samples))
+    return [known[i] for i in range(len(samples))]
+
+
+def _rewrite(samples: list[Sample], author: Author, length: int) -> list[Sample]:
+    samples = [_with_opening(sample) for sample in samples]
+    departures = _departures(samples, author)
+    changing = {
+        k: _Rewriting(
+            samples[k].tokens[:at].tolist(),
+            samples[k].learn[:at].tolist(),
+            _said_after(samples[k], at),
         )
-    return result, len(departures)
+        for k, at in departures.items()
+    }
+    asking = [text for text in changing.values() if len(text.tokens) < length]
+    while asking:
+        prompts = [text.tokens for text in asking]
+        limits = [length - len(prompt) for prompt in prompts]
+        written = author.continuations(prompts, limits)
+        for text, answer in zip(asking, written, strict=True):
+            text.tokens += answer
+            text.learn += [True] * len(answer)
+            if text.to_come and len(text.tokens) + len(text.to_come[0]) < length:
+                said = text.to_come.pop(0)
+                text.tokens += said
+                text.learn += [False] * len(said)
+            else:
+                text.to_come.clear()
+        asking = [text for text in asking if not text.learn[-1]]
+    result = list(samples)
+    for k, text in changing.items():
+        result[k] = Sample(np.array(text.tokens, dtype=np.int32), np.array(text.learn))
+    return result
 
 
-def write_samples(file: Path, samples: Sequence[Sample]) -> None:
-    """Store samples in one .npz file, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name("partial-" + file.name)
-    np.savez_compressed(
-        partial,
-        lengths=np.array([len(sample.tokens) for sample in samples]),
-        tokens=np.concatenate([sample.tokens for sample in samples]),
-        learn=np.concatenate([sample.learn for sample in samples]),
-    )
-    partial.replace(file)
+def _with_opening(sample: Sample) -> Sample:
+    """A text that is learnt from its start on needs a beginning that is given."""
+    if len(sample.learn) and sample.learn[0]:
+        return Sample(sample.tokens, np.arange(len(sample.tokens)) >= opening(sample))
+    return sample
 
 
-def read_samples(file: Path) -> list[Sample]:
-    """Samples as `write_samples` stored them."""
-    with np.load(file) as stored:
-        ends = np.cumsum(stored["lengths"])[:-1]
-        tokens, learn = np.split(stored["tokens"], ends), np.split(stored["learn"], ends)
-    return [Sample(t, m) for t, m in zip(tokens, learn, strict=True)]
+def _departures(samples: list[Sample], author: Author) -> dict[int, int]:
+    """Where each sample leaves the target's output, or ends before the target would end it."""
+    found: dict[int, int] = {}
+    rest = list(range(len(samples)))
+    while rest:
+        width = max(len(samples[k].tokens) for k in rest)
+        count = max(1, LOGITS // (width * author.view.vocab_size))
+        group, rest = rest[:count], rest[count:]
+        batch = collate([samples[k] for k in group])
+        chosen = np.array(author.choices(mx.array(batch.tokens)))
+        wrong = batch.learn[:, 1:] & (chosen[:, :-1] != batch.tokens[:, 1:])
+        for row, k in enumerate(group):
+            tokens = samples[k].tokens
+            if wrong[row].any():
+                found[k] = int(wrong[row].argmax()) + 1
+            elif tokens[-1] not in author.tokenizer.eos_token_ids or not samples[k].learn[-1]:
+                found[k] = len(tokens)
+    return found
+
+
+def _said_after(sample: Sample, at: int) -> list[list[int]]:
+    """The runs of tokens that are not to be learnt, from position `at` on."""
+    runs: list[list[int]] = []
+    for i in range(at, len(sample.tokens)):
+        if not sample.learn[i]:
+            if i == at or sample.learn[i - 1]:
+                runs.append([])
+            runs[-1].append(int(sample.tokens[i]))
+    return runs
+
+
+def answer_file(directory: Path, samples: Sequence[Sample], length: int) -> Path:
+    """Where a target's answers to these samples are kept, in the user's cache directory.
+
+    Args:
+        directory: the target's; its config and the names and sizes of its weights tell it apart.
+        samples: to be answered.
+        length: the most tokens of a sequence.
+    """
+    about = hashlib.sha256(f"{length}".encode())
+    about.update((directory / "config.json").read_bytes())
+    for file in sorted(directory.glob("*.safetensors")):
+        about.update(f"{file.name} {file.stat().st_size}".encode())
+    for sample in samples:
+        about.update(sample.tokens.tobytes() + sample.learn.tobytes())
+    return cache_directory() / "answers" / f"{about.hexdigest()[:24]}.jsonl"
+
+
+def _append(store: Path, found: dict[int, Sample]) -> None:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with open(store, "a", encoding="utf-8") as out:
+        for i, sample in found.items():
+            learn = "".join(map(str, sample.learn.astype(int)))
+            out.write(json.dumps([i, sample.tokens.tolist(), learn]) + "\n")
+
+
+def _read(store: Path, count: int) -> dict[int, Sample]:
+    """The answers stored so far; what was being written when it was cut off is removed."""
+    known: dict[int, Sample] = {}
+    if not store.exists():
+        return known
+    whole = 0
+    with open(store, "rb") as lines:
+        for line in lines:
+            try:
+                i, tokens, learn = json.loads(line)
+                sample = Sample(
+                    np.array(tokens, dtype=np.int32), np.array([c == "1" for c in learn])
+                )
+            except (ValueError, TypeError):
+                break
+            if not line.endswith(b"\n") or not 0 <= i < count or len(tokens) != len(learn):
+                break
+            known[i] = sample
+            whole += len(line)
+    os.truncate(store, whole)
+    return known

@@ -1,5 +1,7 @@
 """The forward of an mlx-lm Qwen3 model for training on a CPU: the same sums, cheaper operations."""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 from mlx_lm.models import qwen3
 
@@ -7,7 +9,7 @@ from dflash_mlx.training import fast_math
 
 
 def hidden_states(
-    model: qwen3.Model, tokens: mx.array, taps: tuple[int, ...] = ()
+    model: qwen3.Model, tokens: mx.array, taps: Sequence[int] = ()
 ) -> tuple[mx.array, list[mx.array]]:
     """Causal forward without a cache.
 
@@ -28,6 +30,11 @@ def hidden_states(
         if index in taps:
             recorded[index] = h
     return inner.norm(h), [recorded[tap] for tap in taps]
+
+
+def tapped_outputs(model: qwen3.Model, tokens: mx.array, taps: Sequence[int]) -> mx.array:
+    """Context features [B, T, taps * H] of tokens [B, T]."""
+    return mx.concatenate(hidden_states(model, tokens, taps)[1], axis=-1)
 
 
 def _attention(layer: qwen3.Attention, u: mx.array, mask: mx.array) -> mx.array:

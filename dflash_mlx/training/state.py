@@ -36,8 +36,17 @@ def flat(tree: Any) -> dict[str, mx.array]:
 
 
 def write_arrays(file: Path, arrays: dict[str, mx.array]) -> None:
-    """Write a safetensors file beside its place, then move it there."""
+    """Write a safetensors file beside its place, then move it there.
+
+    Raises:
+        OSError: it could not be written; nothing is left of it then.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name("partial-" + file.name)
-    mx.save_safetensors(str(partial), arrays, {"format": "mlx"})
-    partial.replace(file)
+    try:
+        mx.save_safetensors(str(partial), arrays, {"format": "mlx"})
+        partial.replace(file)
+    except RuntimeError as error:
+        raise OSError(f"{error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

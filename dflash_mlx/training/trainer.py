@@ -1,8 +1,8 @@
 """Train a DFlash draft for a frozen target."""
 
-import json
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx_lm.models import qwen3
 
 from dflash_mlx.draft.config import DraftConfig
 from dflash_mlx.draft.model import DFlashDraft
 from dflash_mlx.target import TargetView
 from dflash_mlx.training.batches import Batch, Sample, batches
-from dflash_mlx.training.blocks import block_logits, block_loss, choose_blocks
-from dflash_mlx.training.state import flat, restore_state, save_state, write_arrays
+from dflash_mlx.training.blocks import Blocks, block_logits, block_loss, choose_blocks
+from dflash_mlx.training.qwen3_forward import tapped_outputs
+from dflash_mlx.training.state import restore_state, save_state
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class FrozenTarget:
     @classmethod
     def of(cls, view: TargetView, taps: Sequence[int]) -> "FrozenTarget":
         """Any mlx-lm target."""
+        model = view.model
+        if isinstance(model, qwen3.Model) and mx.default_device().type == mx.cpu:
+            # Half of a small target's time on a CPU is exponentials.
+            return cls(lambda tokens: tapped_outputs(model, tokens, taps), view.embed, view.head)
 
         def features(tokens: mx.array) -> mx.array:
             recorded = view.forward(tokens, view.make_cache(), taps)[1]
@@ -49,18 +55,24 @@ class FrozenTarget:
 class TrainingOptions:
     """How a draft is trained.
 
-    tokens_per_batch: padded tokens of one step's sequences; anchors: blocks drawn of each
-    sequence; gamma: row k of a block weighs exp(-(k - 1) / gamma).
+    batch_size: sequences of seq_length tokens that a step holds, of shorter ones as many more;
+    anchors: blocks drawn of a sequence of seq_length tokens, of shorter ones as many fewer;
+    gamma: row k of a block weighs exp(-(k - 1) / gamma).
     """
 
     steps: int = 1000
-    tokens_per_batch: int = 2048
-    anchors: int = 16
+    batch_size: int = 8
+    seq_length: int = 256
+    anchors: int = 32
     learning_rate: float = 1e-3
     warmup: int = 50
     gamma: float = 7.0
     weight_decay: float = 0.01
     seed: int = 0
+
+    def blocks_of(self, width: int) -> int:
+        """Blocks drawn of a sequence that is `width` tokens wide with its padding."""
+        return max(1, round(self.anchors * width / self.seq_length))
 
     def learning_rate_at(self, step: int) -> float:
         """Rises over `warmup` steps, then falls to nothing along a cosine."""
@@ -80,6 +92,7 @@ class StepReport:
     step: int
     loss: float
     tokens: int
+    seconds: float
     right: np.ndarray
     seen: np.ndarray
     run: float
@@ -103,6 +116,7 @@ class Trainer:
         self.draft, self.target = draft, target
         self.samples, self.options = samples, options
         self.step_count = 0
+        self._tokens_per_batch = options.batch_size * options.seq_length
         self.optimizer = optim.AdamW(
             learning_rate=options.learning_rate,
             betas=[0.9, 0.98],
@@ -115,20 +129,30 @@ class Trainer:
 
     def step(self) -> StepReport:
         """Train on the next batch."""
+        began = time.perf_counter()
         number, options = self.step_count, self.options
         batch = next(self._batches)
-        rng = np.random.default_rng([options.seed, number])
-        blocks = choose_blocks(batch, options.anchors, self.draft.block_size, options.gamma, rng)
-        features = self.target.features(mx.array(batch.tokens))
-        arrays = (mx.array(a) for a in (blocks.first, blocks.anchors, blocks.targets))
-        weights = mx.array(blocks.weights)
+        blocks, arrays = self._prepare(batch, np.random.default_rng([options.seed, number]))
         self.optimizer.learning_rate = options.learning_rate_at(number)
-        (loss, hits), gradients = self._loss_and_grad(mx.stop_gradient(features), *arrays, weights)
+        (loss, hits), gradients = self._loss_and_grad(*arrays)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         self.optimizer.update(self.draft, gradients)
         mx.eval(loss, hits, self.draft.parameters(), self.optimizer.state)
         self.step_count += 1
-        return self._report(loss.item(), batch, np.array(hits), blocks.weights > 0)
+        seconds = time.perf_counter() - began
+        return self._report(loss.item(), batch, np.array(hits), blocks.weights > 0, seconds)
+
+    def accuracy(self, samples: Sequence[Sample]) -> list[float]:
+        """The share of blocks whose most likely token is right, for each place of a block.
+
+        samples: others than those trained on; their blocks are the same at every call.
+        """
+        right = seen = np.zeros(self.draft.block_size - 1)
+        for batch in batches(samples, self._tokens_per_batch, random.Random(0)):
+            blocks, arrays = self._prepare(batch, np.random.default_rng(0))
+            hits, used = np.array(self._loss(*arrays)[1]), blocks.weights > 0
+            right, seen = right + (hits & used).sum(axis=(0, 1)), seen + used.sum(axis=(0, 1))
+        return (right / np.maximum(seen, 1)).tolist()
 
     def save(self, file: Path) -> None:
         """Write the state from which `restore` goes on."""
@@ -140,6 +164,15 @@ class Trainer:
         self._batches = self._endless_batches()
         for _ in range(self.step_count):
             next(self._batches)
+
+    def _prepare(self, batch: Batch, rng: np.random.Generator) -> tuple[Blocks, list[mx.array]]:
+        """Blocks of a batch, and the arguments of `_loss`."""
+        o = self.options
+        count = o.blocks_of(batch.tokens.shape[1])
+        blocks = choose_blocks(batch, count, self.draft.block_size, o.gamma, rng)
+        features = mx.stop_gradient(self.target.features(mx.array(batch.tokens)))
+        parts = (blocks.first, blocks.anchors, blocks.targets, blocks.weights)
+        return blocks, [features, *map(mx.array, parts)]
 
     def _loss(
         self,
@@ -157,16 +190,19 @@ class Trainer:
         epoch = 0
         while True:
             rng = random.Random(f"{self.options.seed}/{epoch}")
-            yield from batches(self.samples, self.options.tokens_per_batch, rng)
+            yield from batches(self.samples, self._tokens_per_batch, rng)
             epoch += 1
 
-    def _report(self, loss: float, batch: Batch, hits: np.ndarray, used: np.ndarray) -> StepReport:
+    def _report(
+        self, loss: float, batch: Batch, hits: np.ndarray, used: np.ndarray, seconds: float
+    ) -> StepReport:
         runs = np.logical_and.accumulate(hits & used, axis=-1).sum(axis=-1)
         blocks = used[..., 0]
         return StepReport(
             step=self.step_count,
             loss=loss,
             tokens=int(batch.lengths.sum()),
+            seconds=seconds,
             right=(hits & used).sum(axis=(0, 1)),
             seen=used.sum(axis=(0, 1)),
             run=1 + float(runs[blocks].mean()) if blocks.any() else 0.0,
@@ -185,9 +221,3 @@ def new_draft(config: Mapping[str, Any], final_norm: mx.array | None, seed: int)
         draft.norm.weight = mx.array(final_norm.astype(mx.float32))
     mx.eval(draft.parameters())
     return draft
-
-
-def write_draft(draft: DFlashDraft, config: Mapping[str, Any], directory: Path) -> None:
-    """Write a draft directory in the published format; the config last, as it makes it one."""
-    write_arrays(directory / "model.safetensors", flat(draft.parameters()))
-    (directory / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")

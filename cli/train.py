@@ -1,0 +1,274 @@
+"""dflash-mlx train: a draft for a target, from one's own texts."""
+
+from collections import deque
+from pathlib import Path
+from typing import Annotated, Any
+
+import mlx.core as mx
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dflash_mlx.cli.options import AdapterPath, Revision, TrustRemoteCode, place
+from dflash_mlx.cli.screen import digits, err, note, out
+from dflash_mlx.training.evaluation import Evaluation
+from dflash_mlx.training.plan import Plan
+from dflash_mlx.training.run import Training
+from dflash_mlx.training.trainer import StepReport
+
+_DATA, _DRAFT, _STEPS = "Target and data", "Draft", "Training"
+DEFAULT = Plan(target="", data=Path())
+
+
+def taps(value: str | tuple[int, ...]) -> tuple[int, ...]:
+    """`auto`, which is no taps, or layers like 1,5,9."""
+    if isinstance(value, tuple):
+        return value
+    if value == "auto":
+        return ()
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{value!r} is neither auto nor layers like 1,5,9.") from error
+
+
+def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+def train(
+    target: Annotated[
+        str,
+        _option(
+            _DATA,
+            "The target: a directory or a hub id; demo is the one that comes with dflash-mlx.",
+            "--target",
+            "-m",
+        ),
+    ],
+    data: Annotated[
+        Path,
+        _option(_DATA, 'A .jsonl file of {"text": …} or {"messages": […]} rows, or a .txt file.'),
+    ],
+    output: Annotated[
+        Path, _option(_DATA, "The draft's directory.", "--output", "-o", metavar="DIR")
+    ],
+    regenerate: Annotated[
+        int,
+        _option(
+            _DATA,
+            "Let the target itself answer so many rows first: a draft learns most from "
+            "its own text.",
+            min=0,
+        ),
+    ] = DEFAULT.regenerate,
+    think: Annotated[
+        bool | None,
+        _option(
+            _DATA,
+            "Let the target think in these answers, or not. Without it, as its chat "
+            "template has it.",
+            "--think/--no-think",
+            show_default=False,
+        ),
+    ] = None,
+    revision: Revision = None,
+    adapter_path: AdapterPath = None,
+    trust_remote_code: TrustRemoteCode = False,
+    init: Annotated[
+        str | None,
+        _option(
+            _DRAFT,
+            "Go on from this draft, a directory or a hub id, instead of a new one; "
+            "demo is the one that comes with dflash-mlx.",
+            metavar="DRAFT",
+            show_default=False,
+        ),
+    ] = None,
+    draft_layers: Annotated[
+        int | None,
+        _option(_DRAFT, "Layers of a new draft; 5 if not given.", min=1, show_default=False),
+    ] = None,
+    block_size: Annotated[
+        int | None,
+        _option(
+            _DRAFT,
+            "Block of a new draft, the anchor counted; 16 if not given.",
+            min=2,
+            show_default=False,
+        ),
+    ] = None,
+    tap_ids: Annotated[
+        Any,
+        _option(
+            _DRAFT,
+            "Target layers that a new draft looks at: auto spreads five evenly.",
+            "--taps",
+            metavar="auto|IDS",
+            parser=taps,
+        ),
+    ] = "auto",
+    steps: Annotated[int, _option(_STEPS, "Optimizer steps.", min=1)] = DEFAULT.steps,
+    batch_size: Annotated[
+        int,
+        _option(_STEPS, "Sequences of full length in a step; of shorter ones as many more.", min=1),
+    ] = DEFAULT.batch_size,
+    seq_length: Annotated[
+        int, _option(_STEPS, "Tokens of a sequence.", min=4)
+    ] = DEFAULT.seq_length,
+    anchors: Annotated[
+        int,
+        _option(
+            _STEPS,
+            "Blocks drawn from a sequence of full length; of shorter ones as many fewer.",
+            min=1,
+        ),
+    ] = DEFAULT.anchors,
+    lr: Annotated[float, _option(_STEPS, "Highest learning rate.", min=0.0)] = DEFAULT.lr,
+    warmup: Annotated[int, _option(_STEPS, "Steps until it is reached.", min=0)] = DEFAULT.warmup,
+    gamma: Annotated[
+        float,
+        _option(_STEPS, "Row k of a block weighs exp(-(k - 1) / gamma) in the loss.", min=0.0),
+    ] = DEFAULT.gamma,
+    seed: Annotated[
+        int, _option(_STEPS, "Seed of weights, order and anchors.", min=0)
+    ] = DEFAULT.seed,
+    eval_every: Annotated[
+        int, _option(_STEPS, "Steps between two measurements on held-out prompts.", min=1)
+    ] = 250,
+    save_every: Annotated[int, _option(_STEPS, "Steps between two saves.", min=1)] = 250,
+    resume: Annotated[
+        bool,
+        _option(
+            _STEPS,
+            "Go on with the run in the output directory, exactly where it stopped.",
+            "--resume",
+        ),
+    ] = False,
+) -> None:
+    """Train a draft for a target, on the target's own answers or on your texts.
+
+    Ctrl-C saves and leaves; the same command with --resume goes on. The output is a draft like a
+    published one at every save: give it to --draft.
+    """
+    plan = Plan(
+        target=place(target),
+        data=data,
+        draft_layers=draft_layers,
+        block_size=block_size,
+        taps=tap_ids or None,
+        steps=steps,
+        batch_size=batch_size,
+        seq_length=seq_length,
+        anchors=anchors,
+        lr=lr,
+        warmup=warmup,
+        gamma=gamma,
+        seed=seed,
+        init=None if init is None else place(init, draft=True),
+        regenerate=regenerate,
+        think=think,
+    )
+    with TrainingScreen(steps) as screen:
+        training = Training(
+            plan,
+            output,
+            resume=resume,
+            eval_every=eval_every,
+            save_every=save_every,
+            revision=revision,
+            adapter_path=adapter_path,
+            trust_remote_code=trust_remote_code,
+            stage=screen.stage,
+        )
+        screen.begin(training)
+        try:
+            for event in training.run():
+                screen.show(event)
+        except KeyboardInterrupt:
+            note(
+                f"Stopped and saved after step {training.trainer.step_count}; the same command "
+                "with --resume goes on."
+            )
+            raise
+    out.print(f"The draft is in {output}", markup=False, soft_wrap=True)
+
+
+class TrainingScreen:
+    """What a run looks like: a live line below, and a line for every evaluation above it.
+
+    Where no one watches there is no live line, and a line of figures every hundred steps instead.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+            disable=not err.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=None)
+        self.recent: deque[StepReport] = deque(maxlen=50)
+        self.said = ""
+
+    def __enter__(self) -> "TrainingScreen":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def stage(self, what: str, done: int, total: int) -> None:
+        """What is done before the first step."""
+        self.bar.update(self.task, description=what, completed=done, total=total or None)
+        if not err.is_terminal and what != self.said:
+            note(what)
+        self.said = what
+
+    def begin(self, training: Training) -> None:
+        """The data is read and the first step comes."""
+        for remark in training.remarks:
+            note(remark)
+        count, held_out = len(training.trainer.samples), len(training.held_out)
+        draft = training.trainer.draft
+        note(
+            f"{count} sequences to learn from, {held_out} held out; a draft of "
+            f"{len(draft.layers)} layers, block {draft.block_size}, taps "
+            f"{', '.join(map(str, draft.target_layer_ids))}"
+        )
+        done = training.trainer.step_count
+        if done:
+            note(f"Going on after step {done}")
+        self.bar.reset(self.task, description="", total=self.steps, completed=done)
+
+    def show(self, event: StepReport | Evaluation) -> None:
+        """A step or an evaluation."""
+        if isinstance(event, Evaluation):
+            err.print(evaluation_line(event), markup=False, soft_wrap=True)
+            return
+        self.recent.append(event)
+        self.bar.update(self.task, completed=event.step, description=step_line(self.recent))
+        if not err.is_terminal and (event.step % 100 == 0 or event.step == self.steps):
+            left = (self.steps - event.step) * sum(r.seconds for r in self.recent)
+            minutes = left / len(self.recent) / 60
+            note(f"step {event.step}: {step_line(self.recent)}, {minutes:.0f} min left")
+
+
+def step_line(recent: "deque[StepReport]") -> str:
+    """Mean loss, speed and memory over the latest steps."""
+    loss = sum(report.loss for report in recent) / len(recent)
+    speed = sum(report.tokens for report in recent) / sum(report.seconds for report in recent)
+    memory = mx.get_peak_memory() / 1e9
+    return f"loss {loss:.3f}, {digits(speed)} tokens/s, peak {memory:.2f} GB"
+
+
+def evaluation_line(evaluation: Evaluation) -> str:
+    """Acceptance length, and how often each place of a block was right."""
+    places = " ".join(f"{share:.0%}".rstrip("%") for share in evaluation.accuracy)
+    return (
+        f"step {evaluation.step}: acceptance length {evaluation.acceptance_length:.2f} on held-out "
+        f"prompts; right by place of the block, %: {places}"
+    )

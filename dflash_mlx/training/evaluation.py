@@ -1,0 +1,55 @@
+"""What a draft in training is worth: its acceptance length in the decode loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from dflash_mlx.api import stream_generate
+from dflash_mlx.checkpoint import build_draft
+from dflash_mlx.draft import DFlashDraft
+from dflash_mlx.draft.dtype import parameters
+from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.target import TargetView
+from dflash_mlx.training.batches import Sample
+from dflash_mlx.training.data import opening
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The decode loop on held-out prompts.
+
+    Attributes:
+        step: after how many steps.
+        acceptance_length: tokens after each answer's first one per target forward, the whole
+            block verified.
+        tokens: emitted, over all prompts.
+        accuracy: for each place of a block, the share of held-out blocks whose most likely token
+            was right there.
+    """
+
+    step: int
+    acceptance_length: float
+    tokens: int
+    accuracy: list[float]
+
+
+def acceptance_length(
+    view: TargetView,
+    tokenizer: TokenizerWrapper,
+    draft: DFlashDraft,
+    held_out: Sequence[Sample],
+    max_tokens: int = 128,
+) -> tuple[float, int]:
+    """Answer the openings of held-out samples greedily: the acceptance length, and the tokens."""
+    # A copy: the decode loop joins weights that training goes on changing one by one.
+    weights = {name: mx.array(array) for name, array in parameters(draft).items()}
+    pair = SpeculativeModel(view.model, build_draft(draft.config, weights))
+    tokens = forwards = 0
+    for sample in held_out:
+        prompt = sample.tokens[: opening(sample)].tolist()
+        *_, last = stream_generate(pair, tokenizer, prompt, max_tokens, verify_length=None)
+        tokens += last.generation_tokens
+        forwards += last.target_forwards
+    return (tokens - len(held_out)) / max(1, forwards), tokens

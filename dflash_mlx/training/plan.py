@@ -1,0 +1,70 @@
+"""What is to be trained, on what, and how."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dflash_mlx.errors import DFlashError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, on what, and how; the names are the command line's.
+
+    Attributes:
+        target: directory or hub id.
+        data: a .jsonl or .txt file.
+        draft_layers, block_size, taps: the shape of a new draft; None takes 5 layers, blocks of 16
+            and five taps spread evenly, or with `init` what that draft has.
+        steps: optimizer steps.
+        batch_size: sequences of full length that a step holds; of shorter ones as many more.
+        seq_length: tokens of a sequence.
+        anchors: blocks drawn from a sequence of full length; from a shorter one as many fewer.
+        lr, warmup: the highest learning rate, and the steps until it is reached.
+        gamma: row k of a block weighs exp(-(k - 1) / gamma) in the loss.
+        seed: of the weights, the order of the data and the anchors.
+        init: a draft to go on from.
+        regenerate: so many rows, from the first on, are answered by the target.
+        think: whether the target should think in these answers; None leaves it to its template.
+    """
+
+    target: str
+    data: Path
+    draft_layers: int | None = None
+    block_size: int | None = None
+    taps: tuple[int, ...] | None = None
+    steps: int = 2000
+    batch_size: int = 8
+    seq_length: int = 512
+    anchors: int = 64
+    lr: float = 6e-4
+    warmup: int = 100
+    gamma: float = 7.0
+    seed: int = 0
+    init: str | None = None
+    regenerate: int = 0
+    think: bool | None = None
+
+    def check(self) -> None:
+        """Raise DFlashError for a number that cannot be meant."""
+        least = {"steps": 1, "batch_size": 1, "seq_length": 4, "anchors": 1}
+        least |= {"warmup": 0, "seed": 0, "regenerate": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise DFlashError(f"{name} is {getattr(self, name)}; give at least {bound}.")
+        for name in ("lr", "gamma"):
+            if not getattr(self, name) > 0:
+                raise DFlashError(f"{name} is {getattr(self, name)}; give more than 0.")
+        if self.init is not None and (self.draft_layers, self.block_size, self.taps) != (None,) * 3:
+            raise DFlashError(
+                "A draft to go on from has its own layers, block size and taps; leave these out, "
+                "or init."
+            )
+
+    def options(self) -> dict[str, Any]:
+        """The plan as JSON values, with a digest of the data: what a resumed run must share."""
+        options = asdict(self)
+        options["data"] = hashlib.sha256(self.data.read_bytes()).hexdigest()
+        options["taps"] = None if self.taps is None else list(self.taps)
+        return options
