@@ -85,12 +85,17 @@ def stats_line(figures: Figures) -> str:
     parts = [
         f"acceptance length {figures.acceptance_length:.2f} ({chosen})",
         f"{digits(figures.generation_tps)} tokens/s",
-        f"{figures.tokens} {'token' if figures.tokens == 1 else 'tokens'}",
+        many(figures.tokens, "token"),
         f"first token {seconds(figures.first_token_seconds)}",
     ]
     if figures.reused_tokens:
         parts.append(f"{figures.reused_tokens}/{figures.prompt_tokens} cached")
     return ", ".join(parts)
+
+
+def many(count: int, what: str) -> str:
+    """A number of things, the noun in the plural unless it is one."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def digits(value: float) -> str:

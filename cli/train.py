@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dflash_mlx.cli.options import AdapterPath, Revision, TrustRemoteCode, place
-from dflash_mlx.cli.screen import digits, err, note, out
+from dflash_mlx.cli.screen import digits, err, many, note, out
 from dflash_mlx.training.evaluation import Evaluation
 from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.run import Training
@@ -212,7 +212,7 @@ class TrainingScreen:
         )
         self.task = self.bar.add_task("", total=None)
         self.recent: deque[StepReport] = deque(maxlen=50)
-        self.said = ""
+        self.said = self.length = ""
 
     def __enter__(self) -> "TrainingScreen":
         self.bar.start()
@@ -235,8 +235,8 @@ class TrainingScreen:
         count, held_out = len(training.trainer.samples), len(training.held_out)
         draft = training.trainer.draft
         note(
-            f"{count} sequences to learn from, {held_out} held out; a draft of "
-            f"{len(draft.layers)} layers, block {draft.block_size}, taps "
+            f"{count} sequences to learn from, {held_out} held out; the draft has "
+            f"{many(len(draft.layers), 'layer')}, blocks of {draft.block_size}, taps "
             f"{', '.join(map(str, draft.target_layer_ids))}"
         )
         done = training.trainer.step_count
@@ -247,14 +247,16 @@ class TrainingScreen:
     def show(self, event: StepReport | Evaluation) -> None:
         """A step or an evaluation."""
         if isinstance(event, Evaluation):
+            self.length = f", acceptance length {event.acceptance_length:.2f}"
             err.print(evaluation_line(event), markup=False, soft_wrap=True)
             return
         self.recent.append(event)
-        self.bar.update(self.task, completed=event.step, description=step_line(self.recent))
+        line = step_line(self.recent) + self.length
+        self.bar.update(self.task, completed=event.step, description=line)
         if not err.is_terminal and (event.step % 100 == 0 or event.step == self.steps):
             left = (self.steps - event.step) * sum(r.seconds for r in self.recent)
             minutes = left / len(self.recent) / 60
-            note(f"step {event.step}: {step_line(self.recent)}, {minutes:.0f} min left")
+            note(f"step {event.step}: {line}, {minutes:.0f} min left")
 
 
 def step_line(recent: "deque[StepReport]") -> str:

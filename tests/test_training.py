@@ -12,7 +12,13 @@ from mlx_lm.models import qwen3
 from dflash_mlx.target import TargetView
 from dflash_mlx.training import fast_math
 from dflash_mlx.training.batches import Batch, Sample, batches, collate
-from dflash_mlx.training.blocks import block_logits, block_loss, block_states, choose_blocks
+from dflash_mlx.training.blocks import (
+    block_loss,
+    block_states,
+    choose_blocks,
+    proposal_states,
+    state_logits,
+)
 from dflash_mlx.training.qwen3_forward import hidden_states
 from dflash_mlx.training.trainer import (
     FrozenTarget,
@@ -113,7 +119,8 @@ def one_block(draft, frozen, tokens, anchors, which):
     features = frozen.features(tokens)
 
     def loss(draft):
-        logits = block_logits(draft, features, first, anchors, frozen.embed, frozen.head)[0, which]
+        states = proposal_states(draft, features, first, anchors, frozen.embed)[0, which]
+        logits = state_logits(draft, states, frozen.head)
         return (logits * mx.cos(mx.arange(logits.size).reshape(logits.shape))).sum(), logits
 
     (_, logits), gradients = nn.value_and_grad(draft, loss)(draft)
@@ -290,13 +297,30 @@ def test_a_restored_run_goes_on_as_if_it_had_not_stopped(frozen, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
 
 
-def test_the_loss_is_a_weighted_mean():
-    logits = mx.random.normal((2, 3, 5, VOCAB))
+@pytest.mark.parametrize("changes", [{}, {"final_logit_softcapping": 2.0}], ids=["", "capped"])
+def test_the_loss_is_a_weighted_mean_also_in_parts(changes, frozen):
+    draft = random_draft(**changes)
+    states = 3 * mx.random.normal((2, 3, 5, HIDDEN))
     targets = mx.random.randint(0, VOCAB, (2, 3, 5))
     weights = mx.random.uniform(shape=(2, 3, 5)) * (mx.arange(5) < 3)
-    each = nn.losses.cross_entropy(logits, targets)
-    expected = (each * weights).sum() / weights.sum()
-    assert block_loss(logits, targets, weights).item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def whole(states):
+        logits = frozen.head(states)
+        if changes:
+            logits = 2 * mx.tanh(logits / 2)
+        each = nn.losses.cross_entropy(logits, targets)
+        return (each * weights).sum() / weights.sum(), mx.argmax(logits, axis=-1) == targets
+
+    expected, gradient = mx.value_and_grad(whole)(states)
+    for rows in (1, 4, 30, 1000):
+
+        def in_parts(states, most=rows * VOCAB):
+            return block_loss(draft, states, targets, weights, frozen.head, most)
+
+        found, its_gradient = mx.value_and_grad(in_parts)(states)
+        assert found[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
+        assert mx.array_equal(found[1], expected[1])
+        assert mx.allclose(its_gradient, gradient, atol=1e-6)
 
 
 def test_a_batch_without_anything_to_learn_is_harmless(frozen):

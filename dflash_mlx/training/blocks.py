@@ -6,6 +6,7 @@ features of positions before p and its own rows, and nothing of any other block.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,9 @@ from dflash_mlx.training import fast_math
 from dflash_mlx.training.batches import Batch
 
 HIDDEN = -1e9  # what a score gets that must not be seen
+MOST_LOGITS = 1 << 26  # of one part of the loss: 256 MB in float32
+
+Head = Callable[[mx.array], mx.array]
 
 
 @dataclass(frozen=True)
@@ -148,32 +152,72 @@ def _own_mask(rows: int, causal: bool) -> mx.array:
     return mx.where(mx.tril(mx.ones((rows, rows), dtype=mx.bool_)), 0.0, HIDDEN)
 
 
-def block_logits(
+def proposal_states(
     draft: DFlashDraft,
     features: mx.array,
     first: mx.array,
     anchors: mx.array,
     embed: Callable[[mx.array], mx.array],
-    head: Callable[[mx.array], mx.array],
 ) -> mx.array:
-    """Logits of the proposal rows, [B, A, n - 1, V].
+    """The final states of the blocks' proposal rows, [B, A, n - 1, H].
 
-    features: [B, T, taps * H]; first and anchors: int [B, A]; embed and head: the target's.
+    features: [B, T, taps * H]; first and anchors: int [B, A]; embed: the target's.
     """
     masks = mx.full((*first.shape, draft.block_size - 1), draft.config.mask_token_id, first.dtype)
     tokens = mx.concatenate([first[..., None], masks], axis=-1)
     embeddings = embed(tokens.reshape(first.shape[0], -1)).reshape(*tokens.shape, -1)
     hidden = block_states(draft, features, embeddings, anchors)[:, :, 1:]
-    hidden = hidden.astype(embeddings.dtype)
-    logits = head(hidden.reshape(first.shape[0], -1, hidden.shape[-1]))
+    return hidden.astype(embeddings.dtype)
+
+
+def state_logits(draft: DFlashDraft, states: mx.array, head: Head) -> mx.array:
+    """Logits [N, V] of final states [N, H]; head: the target's, on [1, N, H]."""
+    logits = head(states[None])[0]
     cap = draft.config.final_logit_softcapping
-    if cap is not None:
-        logits = mx.tanh(logits / cap) * cap
-    return logits.reshape(*hidden.shape[:-1], -1)
+    return logits if cap is None else mx.tanh(logits / cap) * cap
 
 
-def block_loss(logits: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-    """Weighted mean cross-entropy. logits: [..., V]; targets and weights: [...]."""
-    loss = fast_math.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
-    weights = weights.reshape(-1)
-    return (loss * weights).sum() / mx.maximum(weights.sum(), 1e-6)
+def block_loss(
+    draft: DFlashDraft,
+    states: mx.array,
+    targets: mx.array,
+    weights: mx.array,
+    head: Head,
+    most_logits: int = MOST_LOGITS,
+) -> tuple[mx.array, mx.array]:
+    """Weighted mean cross-entropy, and which rows' most likely token was right.
+
+    With a large vocabulary the logits of all rows would fill the memory several times over. Rows
+    are then taken in parts whose logits are computed once more for the gradient.
+
+    Args:
+        draft: has the cap on the logits.
+        states: of the proposal rows, [..., H].
+        targets, weights: [...]; returns the loss, a scalar, and bool [...].
+        head: the target's.
+        most_logits: the most logits of a part.
+    """
+    shape, rows = targets.shape, max(1, most_logits // draft.config.vocab_size)
+    states, targets, weights = (
+        states.reshape(-1, states.shape[-1]),
+        targets.flatten(),
+        weights.flatten(),
+    )
+    losses: list[mx.array] = []
+    hits: list[mx.array] = []
+    for start in range(0, targets.size, rows):
+        end = start + rows
+        part = partial(_part_loss, draft, head, targets[start:end], weights[start:end])
+        loss, right = (mx.checkpoint(part) if rows < targets.size else part)(states[start:end])
+        losses.append(loss)
+        hits.append(right)
+    total = sum(losses[1:], losses[0]) / mx.maximum(weights.sum(), 1e-6)
+    return total, mx.concatenate(hits).reshape(shape)
+
+
+def _part_loss(
+    draft: DFlashDraft, head: Head, targets: mx.array, weights: mx.array, states: mx.array
+) -> tuple[mx.array, mx.array]:
+    logits = state_logits(draft, states, head)
+    loss = (fast_math.cross_entropy(logits, targets) * weights).sum()
+    return loss, mx.argmax(logits, axis=-1) == targets

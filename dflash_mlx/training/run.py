@@ -225,10 +225,11 @@ class Training:
         samples = samples + given.samples
         cut = asked.shortened + given.shortened
         if cut:
-            remarks.append(f"{cut} conversations were cut at {plan.seq_length} tokens.")
+            remarks.append(f"Cut at {plan.seq_length} tokens: {cut} of the conversations.")
         able = [sample for sample in samples if can_teach(sample)]
         if len(able) < len(samples):
-            remarks.append(f"{len(samples) - len(able)} sequences hold too little to learn from.")
+            few = len(samples) - len(able)
+            remarks.append(f"Left out, as they hold too little to learn: {few} sequences.")
         if len(able) < 2:
             raise DFlashError(
                 f"{plan.data} gives {len(able)} sequence{'' if len(able) == 1 else 's'} to learn "

@@ -18,7 +18,7 @@ from dflash_mlx.draft.config import DraftConfig
 from dflash_mlx.draft.model import DFlashDraft
 from dflash_mlx.target import TargetView
 from dflash_mlx.training.batches import Batch, Sample, batches
-from dflash_mlx.training.blocks import Blocks, block_logits, block_loss, choose_blocks
+from dflash_mlx.training.blocks import Blocks, block_loss, choose_blocks, proposal_states
 from dflash_mlx.training.qwen3_forward import tapped_outputs
 from dflash_mlx.training.state import restore_state, save_state
 
@@ -182,9 +182,8 @@ class Trainer:
         targets: mx.array,
         weights: mx.array,
     ) -> tuple[mx.array, mx.array]:
-        embed, head = self.target.embed, self.target.head
-        logits = block_logits(self.draft, features, first, anchors, embed, head)
-        return block_loss(logits, targets, weights), mx.argmax(logits, axis=-1) == targets
+        states = proposal_states(self.draft, features, first, anchors, self.target.embed)
+        return block_loss(self.draft, states, targets, weights, self.target.head)
 
     def _endless_batches(self) -> Iterator[Batch]:
         epoch = 0
