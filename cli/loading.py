@@ -13,13 +13,13 @@ from huggingface_hub.errors import HFValidationError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import load
-from dflash_mlx.checkpoint import resolve
 from dflash_mlx.cli.options import Pair
 from dflash_mlx.cli.screen import note, working
 from dflash_mlx.conversation import Template
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.published import find_draft, thinks
+from dflash_mlx.repository import resolve
 
 NO_THINKING = "The chat template says nothing of thinking, so this may change nothing."
 

@@ -169,17 +169,21 @@ def train(
         think=think,
     )
     with TrainingScreen(steps) as screen:
-        training = Training(
-            plan,
-            output,
-            resume=resume,
-            eval_every=eval_every,
-            save_every=save_every,
-            revision=revision,
-            adapter_path=adapter_path,
-            trust_remote_code=trust_remote_code,
-            stage=screen.stage,
-        )
+        try:
+            training = Training(
+                plan,
+                output,
+                resume=resume,
+                eval_every=eval_every,
+                save_every=save_every,
+                revision=revision,
+                adapter_path=adapter_path,
+                trust_remote_code=trust_remote_code,
+                stage=screen.stage,
+            )
+        except KeyboardInterrupt:
+            note("Stopped before the first step; what the target has answered is kept.")
+            raise
         screen.begin(training)
         try:
             for event in training.run():

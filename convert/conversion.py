@@ -12,7 +12,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from dflash_mlx.checkpoint import read_config, read_draft, resolve
+from dflash_mlx.checkpoint import read_draft
 from dflash_mlx.convert.card import write_card
 from dflash_mlx.convert.check import check_before, check_drafts
 from dflash_mlx.convert.files import (
@@ -34,6 +34,7 @@ from dflash_mlx.draft.quantize import (
     width,
 )
 from dflash_mlx.errors import CheckpointError, DFlashError
+from dflash_mlx.repository import read_config, resolve
 
 # Called with bytes done, bytes in all, and what is next: a layer, or a word on what follows them.
 Progress = Callable[[int, int, str], None]

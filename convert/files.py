@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.utils import MAX_FILE_SIZE_GB
 
-from dflash_mlx.checkpoint import is_draft_config, read_config
 from dflash_mlx.errors import CheckpointError, DFlashError
+from dflash_mlx.repository import is_draft_config, read_config
 
 SHARD_BYTES = MAX_FILE_SIZE_GB << 30
 _LEGAL_TEXTS = ("license", "licence", "notice", "copying", "use_policy")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from huggingface_hub.repocard import metadata_load
 
-from dflash_mlx.checkpoint import is_draft_config, local_directory, read_config
 from dflash_mlx.errors import CheckpointError
+from dflash_mlx.repository import is_draft_config, local_directory, read_config
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from dflash_mlx.checkpoint import is_draft_config, load_draft, load_target, read_config, resolve
+from dflash_mlx.checkpoint import load_draft, load_target
 from dflash_mlx.conversation import max_positions
 from dflash_mlx.draft import DFlashDraft, DraftConfig
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import check_pair
+from dflash_mlx.repository import is_draft_config, read_config, resolve
 from dflash_mlx.target import TargetView
 from dflash_mlx.target.anatomy import examine
 from dflash_mlx.target.caches import leaves

@@ -10,13 +10,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from dflash_mlx.checkpoint import load_draft, load_target, read_config, resolve
+from dflash_mlx.checkpoint import load_draft, load_target
 from dflash_mlx.conversation.template import Template
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.draft import DFlash2Draft, DFlashDraft
 from dflash_mlx.draft.dtype import is_quantized
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import check_pair
+from dflash_mlx.repository import read_config, resolve
 from dflash_mlx.target import TargetView
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.card import training_card

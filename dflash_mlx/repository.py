@@ -1,0 +1,181 @@
+"""A model directory or hub id -> its local files, config and tensors, with clear errors."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from dflash_mlx.errors import CheckpointError
+
+_DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICEN[CS]E*", "NOTICE*"]
+_TARGET_FILES = [
+    "*.json",
+    "model*.safetensors",
+    "*.py",
+    "tokenizer.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.jsonl",
+    "*.jinja",
+]
+
+
+def resolve(path_or_repo: str | Path, revision: str | None = None, *, draft: bool = False) -> Path:
+    """The local directory of a path or hub id, downloaded if it has to be.
+
+    Raises:
+        CheckpointError: there is no such directory, repository, revision or network.
+    """
+    directory = local_directory(path_or_repo)
+    if directory is not None:
+        return directory
+    name = str(path_or_repo)
+    try:
+        files = _DRAFT_FILES if draft else _TARGET_FILES
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{name} is gated: accept its terms on the hub and log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{name} has no revision {revision!r} on the hub.") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"There is neither a directory nor a hub repository {name} that you can read."
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{name} is neither a directory nor a valid hub id.") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"There is no directory {name}, the local hub cache ({HF_HUB_CACHE}) has no such "
+            "repository, and the hub, from where it would be fetched to there, cannot be reached; "
+            "check the name or the network."
+        ) from error
+    except Exception as error:
+        # The hub client's transport raises classes of its own for a missing network.
+        raise CheckpointError(f"{name} could not be fetched from the hub: {error}.") from error
+
+
+def local_directory(path_or_repo: str | Path) -> Path | None:
+    """The directory that a path names; None for what can only be a hub id.
+
+    Raises:
+        CheckpointError: it is a file, or no hub id and nothing is there.
+    """
+    path = Path(path_or_repo).expanduser()
+    if path.is_dir():
+        return path
+    name = str(path_or_repo)
+    if path.exists():
+        raise CheckpointError(f"{name} is a file; give the directory that holds config.json.")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise CheckpointError(
+            f"There is no directory {name}; give a model directory, or a hub id like org/name."
+        )
+    return None
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a model directory.
+
+    Raises:
+        CheckpointError: it is missing or no JSON object.
+    """
+    file = directory / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{directory} has no config.json; give a model directory or a hub id."
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} holds no JSON object.")
+    return config
+
+
+def is_draft_config(config: dict[str, Any]) -> bool:
+    """Whether a config.json describes a draft rather than a target."""
+    names = config.get("architectures") or []
+    return "dflash_config" in config or any("DFlash" in str(name) for name in names)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory: those its index names, or all there are.
+
+    Every file is checked for truncation, so that a broken download is found before it is used.
+
+    Raises:
+        CheckpointError: none is there, the index names a missing one, or one is damaged.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} cannot be read as a safetensors index.") from error
+        files = [directory / name for name in names]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{directory} lacks {', '.join(missing)}, which its index names; download it again."
+            )
+    else:
+        files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{directory} has no safetensors weights.")
+    for file in files:
+        _check_safetensors(file)
+    return files
+
+
+def _check_safetensors(file: Path) -> None:
+    damaged = CheckpointError(f"{file} is damaged or cut short; download it again.")
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size - 8:
+                raise damaged
+            header = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        if error is damaged:
+            raise
+        raise damaged from error
+    if size != 8 + length + max(ends, default=0):
+        raise damaged
+
+
+def read_tensors(directory: Path) -> dict[str, mx.array]:
+    """All tensors of a model directory, lazily, without a leading `model.`.
+
+    Raises:
+        CheckpointError: as `weight_files`, or a tensor stands in two files.
+    """
+    tensors: dict[str, mx.array] = {}
+    for file in weight_files(directory):
+        try:
+            loaded = cast(dict[str, mx.array], mx.load(str(file)))
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read as safetensors: {error}.") from error
+        for name, array in loaded.items():
+            name = name.removeprefix("model.")
+            if name in tensors:
+                raise CheckpointError(f"{directory} holds the tensor {name} twice.")
+            tensors[name] = array
+    return tensors
