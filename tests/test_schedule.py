@@ -150,7 +150,7 @@ def test_a_costly_reading_is_not_paid_for():
 
 
 def test_rests_grow_while_plain_decoding_wins():
-    costs = CostModel(Costs(1.0, tuple(2.0 + m for m in range(BLOCK)), 0.1))
+    costs = CostModel(Costs(1.0, (2.0,) * BLOCK, 0.1))
     strategy = AdaptiveLength(Learned(costs, BLOCK - 1))
     rests, rest = [], 0
     for position in range(1500):
@@ -165,6 +165,13 @@ def test_rests_grow_while_plain_decoding_wins():
     assert between[:4] == sorted(between[:4])
     assert min(between[4:]) >= 3 * between[0]
     assert len(rests) < 30
+
+
+def test_where_no_text_could_make_drafting_pay_it_is_hardly_ever_tried():
+    """With a draft as costly as the target, and verifies that cost a step per row."""
+    machine = Machine("hopeless", {1: 1.0, 16: 16.0}, 1.0)
+    out = adaptive(machine, text_of("code", 0), 0)
+    assert out.cycles - out.plain <= 3
 
 
 def test_nothing_is_drafted_where_there_is_no_room():

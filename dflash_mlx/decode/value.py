@@ -1,7 +1,7 @@
 """What a proposal is worth: the chance that the target accepts it, for this text."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from math import exp
 
@@ -27,23 +27,35 @@ class TextFilter:
     belief is narrow while the text is steady and moves within a few cycles when it changes.
     """
 
+    ahead = 4  # unverified proposals whose chances tell something of the text
     levels = tuple(1 / (1 + exp(-0.75 * x)) for x in range(-6, 7))
     # Chance of a jump at a verify, and at each token whose proposals nobody saw.
     jump = 0.004
     unseen_jump = 0.001
+    # What a text counts for when another one ends, and what an even belief counts for.
+    fading = 0.8
+    doubt = 0.5
 
     def __init__(self, positions: int):
         self._even = [1 / len(self.levels)] * len(self.levels)
         self._belief = list(self._even)
-        self._usual = list(self._even)  # the mean belief of the last hundred verifies or so
+        # The mean beliefs of earlier texts, summed, and the sum over this one.
+        self._texts = [0.0] * len(self.levels)
+        self._here, self._verifies = list(self._texts), 0
         # Per position: acceptances seen, and expected by the level alone.
         self._accepted = [20.0] * positions
         self._expected = [20.0] * positions
 
     def begin(self) -> None:
         """A new text begins: probably like the ones before, possibly like none of them."""
-        pairs = zip(self._usual, self._even, strict=True)
-        self._belief = [0.7 * usual + 0.3 * even for usual, even in pairs]
+        if self._verifies:
+            pairs = zip(self._texts, self._here, strict=True)
+            self._texts = [self.fading * old + new / self._verifies for old, new in pairs]
+            self._here, self._verifies = [0.0] * len(self.levels), 0
+        self._belief = [
+            old + self.doubt * b for old, b in zip(self._texts, self._even, strict=True)
+        ]
+        self._settle(self._belief, 0.0)
 
     def expected_tokens(self, most: int) -> list[float]:
         """Tokens that a verify of m = 0 … most proposals yields on average, bonus included."""
@@ -58,6 +70,20 @@ class TextFilter:
                 reached *= min(level * shape[i], 0.99)
                 total[i + 1] += reached
         return list(accumulate(x / total[0] for x in total))
+
+    def expect(self, most: int, worth: Callable[[list[float]], float]) -> tuple[float, float]:
+        """The mean worth of a text: as believed, and where nothing is known about it.
+
+        Args:
+            worth: of a text whose verifies of m = 0 … most proposals yield so many tokens.
+        """
+        shape = self._shape(most)
+        worths = [
+            worth(expected_tokens([min(level * factor, 0.99) for factor in shape]))
+            for level in self.levels
+        ]
+        believed = sum(b * w for b, w in zip(self._belief, worths, strict=True))
+        return believed, sum(worths) / len(worths)
 
     def observe(self, verified: int, accepted: int, held_back: Sequence[float] = ()) -> None:
         """Learn from one verify.
@@ -81,11 +107,12 @@ class TextFilter:
             if accepted < verified:
                 before *= 1 - min(level * shape[accepted], 0.99)
             elif held_back:
-                before *= level ** held_back[0] * (1 - level) ** (1 - held_back[0])
+                for chance in held_back[: self.ahead]:
+                    before *= level**chance * (1 - level) ** (1 - chance)
             belief.append(before)
         self._settle(belief, self.jump)
-        pairs = zip(self._usual, self._belief, strict=True)
-        self._usual = [0.99 * usual + 0.01 * now for usual, now in pairs]
+        self._here = [sum(pair) for pair in zip(self._here, self._belief, strict=True)]
+        self._verifies += 1
 
     def pass_over(self, tokens: int) -> None:
         """Some tokens went by without a draft."""
@@ -110,6 +137,7 @@ class Calibration:
     def __init__(self) -> None:
         bounds = (0.0, *self.edges, 1.0)
         # Taken at its word at first, with the weight of four proposals.
+        self.known = False
         self._trials = [4.0] * (len(bounds) - 1)
         self._accepted = [2 * (a + b) for a, b in pairwise(bounds)]
 
@@ -120,6 +148,7 @@ class Calibration:
 
     def observe(self, confidences: Sequence[float], verified: int, accepted: int) -> None:
         """Learn from one verify."""
+        self.known = True
         for k in range(min(accepted + 1, verified)):
             i = bisect_right(self.edges, confidences[k])
             self._trials[i] = self._trials[i] * self.fading + 1
