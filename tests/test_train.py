@@ -26,13 +26,16 @@ from dflash_mlx.draft.config import default_target_layer_ids
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.target import TargetView
 from dflash_mlx.training import Evaluation, Plan, Training, train
+from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.data import can_teach, encode_rows, opening, read_rows
 from dflash_mlx.training.demo_text import example
 from dflash_mlx.training.design import even_taps, mask_token, shared_heads
 from dflash_mlx.training.outputs import Author, answered
+from dflash_mlx.training.run import final_norm
+from dflash_mlx.training.trainer import FrozenTarget, Trainer, TrainingOptions, new_draft
 from tests import tiny_pair
 from tests.command_line import complaint, run, spawn
-from tests.families.models import CONFIGS, REFUSED, configure
+from tests.families.models import CONFIGS, REFUSED, build, configure
 
 QUESTIONS = ["Hi", "How are you", "What is it", "Tell me more", "And then", "Who", "Go on", "Why"]
 SMALL: dict[str, Any] = {
@@ -480,6 +483,40 @@ def test_a_target_that_cannot_be_tapped_is_refused(data: Path, tmp_path: Path) -
     tiny_pair.write_tokenizer(folder, words)
     result = run("train", f"--target={folder}", f"--data={data}", f"-o{tmp_path / 'made'}")
     assert reason in complaint(result, 1)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family_is_trained_for(family: str) -> None:
+    """Sequences of a batch neither see each other nor their padding, and gradients are numbers."""
+    view = TargetView(build(family))
+    taps = even_taps(view.depth)
+    frozen = FrozenTarget.of(view, taps)
+    tokens = np.random.default_rng(0).integers(1, view.vocab_size, (2, 40)).astype(np.int32)
+    tokens[1, 25:] = 0
+    together = frozen.features(mx.array(tokens))
+    for row, length in enumerate((40, 25)):
+        alone = frozen.features(mx.array(tokens[row : row + 1, :length]))[0]
+        assert mx.allclose(together[row, :length], alone, rtol=1e-3, atol=1e-4)
+    config = {
+        "architectures": ["DFlashDraftModel"],
+        "hidden_size": view.hidden_size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": view.vocab_size,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "block_size": 4,
+        "dflash_config": {"target_layer_ids": taps, "mask_token_id": 0},
+    }
+    samples = [Sample(tokens[0], np.ones(40, bool)), Sample(tokens[1, :25], np.ones(25, bool))]
+    options = TrainingOptions(steps=2, batch_size=2, seq_length=40, anchors=4)
+    trainer = Trainer(new_draft(config, final_norm(view), 0), frozen, samples, options)
+    before = dict(tree_flatten(trainer.draft.parameters()))
+    assert all(np.isfinite(trainer.step().loss) for _ in range(2))
+    after = dict(tree_flatten(trainer.draft.parameters()))
+    assert all(mx.all(mx.isfinite(array)) for array in after.values())
+    assert not mx.array_equal(before["fc.weight"], after["fc.weight"])
 
 
 def test_a_new_draft_has_the_proportions_of_published_ones() -> None:
