@@ -15,7 +15,6 @@ from dflash_mlx.checkpoint import load_draft, load_target
 from dflash_mlx.decode import (
     AdaptiveLength,
     BorrowedCache,
-    CostModel,
     Decoder,
     FixedLength,
     Learned,
@@ -324,10 +323,10 @@ def _adaptive_length(model: SpeculativeModel) -> AdaptiveLength:
     """A strategy for one generation, which knows what the earlier ones learned."""
     block_size = model.draft.block_size
     if model.learned is None:
-        seed = kept_costs(
+        costs = kept_costs(
             costs_file(model.target, model.draft),
             block_size,
             lambda: measure_costs(model.view, model.draft),
         )
-        model.learned = Learned(CostModel(seed), block_size - 1)
+        model.learned = Learned(costs, block_size - 1)
     return AdaptiveLength(model.learned)

@@ -1,5 +1,6 @@
 """A target and a draft that are tables, so that the true distribution is known exactly."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -31,6 +32,12 @@ class TableTarget:
 
     def commit(self, kept: int) -> None:
         assert kept >= 1
+
+    def record(
+        self, tokens: mx.array, cache: Any, taps: Any
+    ) -> tuple[mx.array, Callable[[], mx.array]]:
+        logits, features = self.forward(tokens, cache, taps)
+        return logits, lambda: features
 
 
 class TransactionOfTable(TableTarget):

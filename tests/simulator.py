@@ -23,6 +23,7 @@ class Machine:
         reading: a cycle's loss when confidences are read in the middle of it.
         drain: loss of the first plain step after a verify, which nothing could queue ahead.
         catch_up: projecting the features of one plain cycle when drafting goes on.
+        per_row: what 1,000 tokens of context add to each row of a forward, the draft's included.
     """
 
     name: str
@@ -31,15 +32,18 @@ class Machine:
     reading: float = 0.04
     drain: float = 0.05
     catch_up: float = 0.005
+    per_row: float = 0.0
 
-    def verify(self, rows: int) -> float:
+    def verify(self, rows: int, context: int = 0) -> float:
         known = sorted(self.rows)
         right = min(max(bisect_left(known, rows), 1), len(known) - 1)
         a, b = known[right - 1], known[right]
-        return self.rows[a] + (self.rows[b] - self.rows[a]) * (rows - a) / (b - a)
+        curve = self.rows[a] + (self.rows[b] - self.rows[a]) * (rows - a) / (b - a)
+        return curve + rows * self.per_row * context / 1000
 
-    def cycle(self, proposals: int) -> float:
-        return self.draft + self.verify(proposals + 1)
+    def cycle(self, proposals: int, context: int = 0, block_size: int = 8) -> float:
+        draft = self.draft * (1 + block_size * self.per_row * context / 1000)
+        return draft + self.verify(proposals + 1, context)
 
     def seed(self, block_size: int, rng: random.Random, wrong: float = 0.0) -> Costs:
         """What a calibration would measure; `wrong` is the spread of its errors."""
@@ -158,20 +162,22 @@ def run(
     block_size: int,
     noise: Callable[[], float] = lambda: 1.0,
     confidences: bool = True,
+    prompt: int = 0,
 ) -> Outcome:
-    """Generate a whole text; `noise` multiplies each time that the strategy is shown."""
+    """Generate a whole text behind a prompt; `noise` multiplies each time the strategy is shown."""
     out = Outcome(0.0, 0)
     before, waiting = "", 0
     while out.tokens < text.length:
         position = out.tokens
         most = min(block_size - 1, text.length - position - 1)
-        drafted = strategy.choose(most, position)
+        context = prompt + position
+        drafted = strategy.choose(most, context)
         assert 0 <= drafted <= most
         out.cycles += 1
         if drafted == 0:
-            time = 1.0 + (machine.drain if before == "draft" else 0.0)
+            time = machine.verify(1, context) + (machine.drain if before == "draft" else 0.0)
             seconds = time * noise() if before == "plain" else None
-            cycle = Cycle(position, seconds=seconds)
+            cycle = Cycle(context, seconds=seconds)
             before, out.tokens, out.plain = "plain", position + 1, out.plain + 1
             waiting += 1
         else:
@@ -187,9 +193,13 @@ def run(
             n = 0
             while n < m and text.accepts(position + n, n):
                 n += 1
-            time = machine.cycle(m) + machine.reading * bool(asked) + machine.catch_up * waiting
-            seconds = time * noise() if before == "draft" else None
-            cycle = Cycle(position, m, n, seconds, shown if confidences else None, bool(asked))
+            time = machine.cycle(m, context, block_size) + machine.reading * bool(asked)
+            time += machine.catch_up * waiting
+            after_plain = before == "plain"
+            both = time + after_plain * machine.verify(1, context)
+            seconds = both * noise() if before else None
+            confidence = shown if confidences else None
+            cycle = Cycle(context, m, n, seconds, confidence, bool(asked), after_plain)
             before, waiting, out.tokens = "draft", 0, position + n + 1
             out.verified, out.reads = out.verified + m, out.reads + bool(asked)
         out.time += time

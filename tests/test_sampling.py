@@ -156,6 +156,9 @@ class ByConfidence:
     def observe(self, cycle: Cycle) -> None:
         pass
 
+    def finish(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["likeliest", "sampled"])
 def test_the_choice_of_a_verify_length_bends_nothing(sampled: bool) -> None:

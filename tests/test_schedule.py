@@ -171,7 +171,7 @@ def test_where_no_text_could_make_drafting_pay_it_is_hardly_ever_tried():
     """With a draft as costly as the target, and verifies that cost a step per row."""
     machine = Machine("hopeless", {1: 1.0, 16: 16.0}, 1.0)
     out = adaptive(machine, text_of("code", 0), 0)
-    assert out.cycles - out.plain <= 3
+    assert out.cycles - out.plain <= 5
 
 
 def test_nothing_is_drafted_where_there_is_no_room():

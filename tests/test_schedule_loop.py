@@ -18,13 +18,17 @@ from dflash_mlx.decode import (
     AdaptiveLength,
     CostModel,
     Decoder,
+    FixedLength,
     Learned,
     Options,
+    clock,
     costs_file,
     kept_costs,
     measure_costs,
 )
+from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.cost import Costs
+from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.decode.schedule import Cycle
 from dflash_mlx.draft import Proposals
 from tests.synthetic import SyntheticDraft
@@ -61,6 +65,9 @@ class Whim:
             assert cycle.accepted <= cycle.verified
             assert cycle.confidences is not None and len(cycle.confidences) >= cycle.verified
             assert all(0 <= c <= 1 for c in cycle.confidences)
+
+    def finish(self) -> None:
+        self.finished = True
 
 
 class ConfidentDraft(SyntheticDraft):
@@ -121,6 +128,7 @@ def test_any_choices_give_the_text_of_plain_decoding(pair: Pair, seed: int, righ
     whim = Whim(seed)
     decoder = decode(pair.synthetic(right), whim, pair.prompt, TOKENS)
     assert decoder.cache.tokens == pair.prompt + pair.plain
+    assert whim.finished
     told = sum(1 + c.accepted for c in whim.cycles)
     # The last forward's tokens may have been cut short, or never been told of.
     assert abs(told + 1 - TOKENS) <= 8
@@ -139,6 +147,38 @@ def test_auto_gives_the_text_of_plain_decoding(pair: Pair, right: float) -> None
     assert got[-1].proposed == pytest.approx(
         got[-1].verify_length * got[-1].target_forwards * (1 - got[-1].plain_share)
     )
+
+
+def test_a_long_run_of_plain_cycles_keeps_the_drafts_context(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ContextFeed, "limit", 16)
+    rows: list[int] = []
+    flush = ContextFeed.flush
+
+    def noted(feed: ContextFeed) -> None:
+        rows.append(feed._rows)
+        flush(feed)
+
+    monkeypatch.setattr(ContextFeed, "flush", noted)
+    decoder = decode(pair.model, FixedLength(0), pair.prompt, TOKENS)
+    assert decoder.cache.tokens == pair.prompt + pair.plain
+    assert decoder.cache.context.offset == len(pair.prompt) + TOKENS
+    assert max(rows[1:]) == 16 and len(rows) >= TOKENS // 16
+
+
+def test_a_plain_cycle_with_a_draft_behind_it_is_timed_with_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = iter([1.0, 3.0, 10.0, 14.0, 15.0])
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
+    watch = CycleClock()
+    assert watch.lap(False) is None
+    assert watch.lap(False) == 2.0 and not watch.joined
+    watch.join()
+    assert watch.lap(True) == 7.0 and watch.joined
+    assert watch.lap(True) == 4.0 and not watch.joined
+    assert watch.lap(False) is None
 
 
 def test_auto_follows_the_costs_it_is_given(pair: Pair) -> None:
@@ -212,8 +252,8 @@ def test_costs_are_measured_once_and_kept(pair: Pair, tmp_path: Path) -> None:
     file = costs_file(pair.model.target, pair.model.draft)
     assert file.is_relative_to(tmp_path)
     costs = Costs(1.0, (1.5, 2.0), 0.25)
-    assert kept_costs(file, 2, lambda: costs) == costs
-    assert kept_costs(file, 2, lambda: pytest.fail("measured again")) == costs
+    assert kept_costs(file, 2, lambda: costs).at(0) == costs
+    assert kept_costs(file, 2, lambda: pytest.fail("measured again")).at(0) == costs
     assert [f.name for f in file.parent.iterdir()] == [file.name]
 
 
@@ -224,12 +264,15 @@ def test_costs_are_measured_once_and_kept(pair: Pair, tmp_path: Path) -> None:
         "{",
         "[]",
         "null",
-        '{"plain": 1.0}',
-        '{"plain": 1.0, "cycle": [1.0], "reading": 0.0}',
-        '{"plain": 1.0, "cycle": [1.0, "2"], "reading": 0.0}',
-        '{"plain": 0.0, "cycle": [1.0, 2.0], "reading": 0.0}',
-        '{"plain": NaN, "cycle": [1.0, 2.0], "reading": 0.0}',
-        '{"plain": 1.0, "cycle": 3, "reading": 0.0}',
+        "{}",
+        '{"0": {"plain": 1.0}}',
+        '{"0": {"plain": 1.0, "cycle": [1.0], "reading": 0.0}}',
+        '{"0": {"plain": 1.0, "cycle": [1.0, "2"], "reading": 0.0}}',
+        '{"0": {"plain": 0.0, "cycle": [1.0, 2.0], "reading": 0.0}}',
+        '{"0": {"plain": NaN, "cycle": [1.0, 2.0], "reading": 0.0}}',
+        '{"0": {"plain": 1.0, "cycle": 3, "reading": 0.0}}',
+        '{"3": {"plain": 1.0, "cycle": [1.0, 2.0], "reading": 0.0}}',
+        '{"plain": 1.0, "cycle": [1.0, 2.0], "reading": 0.0}',
         "\x00\xff",
     ],
 )
@@ -237,14 +280,37 @@ def test_a_damaged_file_is_measured_again_and_mended(text: str, tmp_path: Path) 
     file = tmp_path / "costs.json"
     file.write_text(text, encoding="latin-1")
     costs = Costs(1.0, (1.5, 2.0), 0.25)
-    assert kept_costs(file, 2, lambda: costs) == costs
-    assert json.loads(file.read_text(encoding="utf-8"))["cycle"] == [1.5, 2.0]
+    assert kept_costs(file, 2, lambda: costs).at(0) == costs
+    assert json.loads(file.read_text(encoding="utf-8"))["0"]["cycle"] == [1.5, 2.0]
+
+
+def test_costs_that_changed_are_kept_with_the_context_length(tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    model = kept_costs(file, 2, lambda: Costs(1.0, (1.5, 2.0), 0.25))
+    before = file.read_text(encoding="utf-8")
+    for _ in range(40):
+        model.observe(100, None, 1.1)
+    model.save()
+    assert file.read_text(encoding="utf-8") == before  # a tenth may be noise
+    for _ in range(40):
+        model.observe(100, None, 3.0)
+        model.observe(9000, None, 5.0)
+        model.observe(9000, 1, 20.0)
+    model.save()
+    again = kept_costs(file, 2, lambda: pytest.fail("measured again"))
+    assert again.at(100).plain == pytest.approx(3.0, rel=0.1)
+    assert again.at(9000) == model.at(9000)
+    assert again.knows(9000) and not again.knows(50000)
 
 
 def test_a_directory_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder should be", encoding="utf-8")
     costs = Costs(1.0, (1.5, 2.0), 0.25)
-    assert kept_costs(tmp_path / "taken" / "costs.json", 2, lambda: costs) == costs
+    kept = kept_costs(tmp_path / "taken" / "costs.json", 2, lambda: costs)
+    assert kept.at(0) == costs
+    for _ in range(20):
+        kept.observe(10, None, 9.0)
+    kept.save()
 
 
 def test_other_shapes_are_other_files(pair: Pair, tmp_path: Path) -> None:

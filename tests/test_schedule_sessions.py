@@ -1,14 +1,15 @@
 """The verify length over many short answers: what one text teaches for the next."""
 
 import random
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import pytest
 
 from dflash_mlx.decode.adaptive import AdaptiveLength, Learned
 from dflash_mlx.decode.allowance import Allowance
-from dflash_mlx.decode.cost import CostModel
-from dflash_mlx.decode.schedule import FixedLength
+from dflash_mlx.decode.cost import CostModel, Costs
+from dflash_mlx.decode.schedule import FixedLength, VerifyLength
 from tests.simulator import MACHINES, Machine, Outcome, Passage, Text, run, timing_noise
 
 BLOCK = 8
@@ -31,6 +32,22 @@ def session(machine: Machine, texts: list[Text], seed: int) -> list[Outcome]:
     learned = Learned(CostModel(machine.seed(BLOCK, rng, wrong=0.05)), BLOCK - 1)
     noise = timing_noise(rng)
     return [run(AdaptiveLength(learned), machine, text, BLOCK, noise) for text in texts]
+
+
+def behind(machine: Machine, texts: list[Text], seed: int, prompt: int) -> tuple[float, float]:
+    """Time against plain decoding's, and the best fixed length's, behind a long prompt."""
+    rng = random.Random(f"session {seed}")
+    learned = Learned(CostModel(machine.seed(BLOCK, rng, wrong=0.05)), BLOCK - 1)
+    noise = timing_noise(rng)
+
+    def total(strategy: Callable[[], VerifyLength], noise: Callable[[], float]) -> float:
+        return sum(
+            run(strategy(), machine, text, BLOCK, noise, prompt=prompt).time for text in texts
+        )
+
+    fixed = [total(partial(FixedLength, n), lambda: 1.0) for n in range(BLOCK)]
+    auto = total(lambda: AdaptiveLength(learned), noise)
+    return auto / fixed[0], auto / min(fixed)
 
 
 def speed(outcomes: list[Outcome]) -> float:
@@ -75,6 +92,29 @@ def test_among_mixed_answers_good_ones_gain_more_than_bad_ones_lose(machine: Mac
         # No fixed length is as good for both kinds.
         assert speed(outcomes) >= 0.98 * best_fixed(machine, [t for t, _ in texts])
     assert sum(ratios) / len(ratios) >= 0.95
+
+
+@pytest.mark.parametrize("per_row", [0.05, 0.3])
+def test_a_context_longer_than_any_timed_before_is_not_drafted_into_blindly(per_row: float) -> None:
+    """The seed knows nothing of what a long context costs: 0.3 makes the best draft a loss."""
+    machine = Machine("attention", {1: 1.0, 16: 2.0}, 0.3, per_row=per_row)
+    for seed in SEEDS:
+        for chances, count in ((GOOD, 8), (BAD, 30)):
+            plain, best = behind(machine, [*answers(chances, count, seed)], seed, prompt=8000)
+            # Learning what it costs is paid for once, in few answers.
+            assert plain <= (1.03 if chances == BAD else 1.06) and best <= 1.06
+
+
+def test_costs_measured_on_a_busy_machine_do_not_keep_drafting_out() -> None:
+    """The seed says that a cycle costs three times what it does."""
+    for machine in MACHINES[:4]:
+        true = machine.seed(BLOCK, random.Random(0))
+        seed = Costs(true.plain, tuple(3 * c for c in true.cycle), true.reading)
+        strategy = AdaptiveLength(Learned(CostModel(seed), BLOCK - 1))
+        text = Text([Passage(2000, 0.93)], 2000, random.Random(1))
+        out = run(strategy, machine, text, BLOCK)
+        best = max(run(FixedLength(n), machine, text, BLOCK).speed for n in range(BLOCK))
+        assert out.speed >= 0.8 * best
 
 
 def test_an_allowance_bounds_the_loss_whatever_is_tried() -> None:

@@ -28,6 +28,7 @@ class Learned:
         calibration: what the draft's confidence means.
         text: how well the draft guesses.
         allowance: what drafting may lose.
+        drafted: cycles with a draft forward so far.
         since_plain: time since plain decoding was last timed, in plain steps.
     """
 
@@ -36,6 +37,7 @@ class Learned:
         self.calibration = Calibration()
         self.text = TextFilter(positions)
         self.allowance = Allowance()
+        self.drafted = 0
         self.since_plain = 0.0
 
 
@@ -43,10 +45,11 @@ class AdaptiveLength:
     """Chooses between a plain cycle and every verify length; learns over one generation."""
 
     learns = True
-    horizon = 20  # tokens over which a look's finding is counted on
-    least_loss = 0.3  # plain steps; a look empties the queue, and the draft has to catch up
+    horizon = 26  # tokens over which a look's finding is counted on
+    least_loss = 0.4  # plain steps; a look empties the queue, and the draft has to catch up
+    checks = 3  # looks that are taken even where costs from elsewhere say that no text can pay
     longest_rest = 1024  # plain tokens without a look
-    eager_share = 0.06  # of the time, for looks at a text that may well be good
+    eager_share = 0.1  # of the time, for looks at a text that may well be good
     plain_run = 5  # plain cycles timed together
     plain_share = 0.01  # what timing them may cost while drafting wins
 
@@ -69,6 +72,9 @@ class AdaptiveLength:
     def choose(self, most: int, context: int, narrows: bool = True) -> int:
         self._count, self._rate = 0, None
         if most == 0 or self._rest:
+            return 0
+        if not self._cycles and not self.costs.knows(context):
+            self._rest = self.plain_run
             return 0
         now = self._now = self.costs.at(context)
         self.text.pass_over(self._unseen)
@@ -102,7 +108,9 @@ class AdaptiveLength:
 
     def observe(self, cycle: Cycle) -> None:
         if cycle.seconds is not None:
-            self.costs.observe(cycle.context, cycle.verified, cycle.seconds, cycle.read)
+            self.costs.observe(
+                cycle.context, cycle.verified, cycle.seconds, cycle.read, cycle.after_plain
+            )
         if cycle.verified is None:
             self._unseen += 1
             self.learned.since_plain = 0.0
@@ -111,6 +119,7 @@ class AdaptiveLength:
             return
         seconds = self._now.cycle[cycle.verified] + (self._now.reading if cycle.read else 0.0)
         self._cycles += 1
+        self.learned.drafted += 1
         steps = seconds / self._now.plain
         self.learned.since_plain += steps
         self.allowance.charge(steps, cycle.accepted + 1)
@@ -122,6 +131,9 @@ class AdaptiveLength:
                 rest = cycle.confidences[cycle.verified :]
                 held_back = [self.calibration.chance(c) for c in rest]
         self.text.observe(cycle.verified, cycle.accepted, held_back)
+
+    def finish(self) -> None:
+        self.costs.save()
 
     def _best_length(self, tokens: list[float], context: int) -> int:
         """The length of the highest rate; one that was rarely timed gets a little in advance."""
@@ -157,6 +169,8 @@ class AdaptiveLength:
             patience = 0
         elif unknown > needed:
             patience = (needed - believed) / (unknown - believed) / self.text.unseen_jump
+        elif self.learned.drafted < self.checks:
+            patience = 0
         if not rested:
             patience = max(patience, loss / self.eager_share)
         self._rest = int(min(max(patience, self.allowance.wait(loss)), self.longest_rest))

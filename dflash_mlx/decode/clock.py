@@ -1,36 +1,44 @@
 """The wall time of cycles, taken where the host waits for the device anyway."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class CycleClock:
     """Times a cycle from the moment one verdict is known to the next.
 
     The device works on the next cycle while the host still emits the last one, so only a cycle that
-    follows another of its kind took its usual time.
+    follows another of its kind took its usual time. Where the device has a draft's forward to do
+    before a plain cycle's token is read, nobody knows where one ends and the other begins: the two
+    are timed together.
+
+    Attributes:
+        joined: whether the last lap was also that of a plain cycle before.
     """
 
     def __init__(self) -> None:
         self._last = 0.0
-        self._away = 0.0
-        self._kind: object = None
+        self._away = self._left = 0.0
+        self._drafted: bool | None = None
+        self._joins = self.joined = False
 
-    def lap(self, kind: object) -> float | None:
+    def join(self) -> None:
+        """A plain cycle's verdict came, but the next one's shall count as the same lap."""
+        self._joins = self._drafted is False
+
+    def lap(self, drafted: bool) -> float | None:
         """Seconds since the last verdict; None where they tell nothing about this kind."""
         now = time.perf_counter()
-        seconds, usual = now - self._last, kind == self._kind
+        seconds, usual = now - self._last, drafted == self._drafted or (self._joins and drafted)
         # A consumer that took most of the time may have stopped to think.
         usual = usual and self._away < 0.5 * seconds
-        self._last, self._away, self._kind = now, 0.0, kind
+        self._last, self._away, self._drafted = now, 0.0, drafted
+        self.joined, self._joins = self._joins, False
         return seconds if usual else None
 
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """While the consumer's code runs."""
-        tic = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._away += time.perf_counter() - tic
+    def leave(self) -> None:
+        """The consumer's code begins to run."""
+        self._left = time.perf_counter()
+
+    def back(self) -> None:
+        """It has run."""
+        self._away += time.perf_counter() - self._left

@@ -28,19 +28,25 @@ class Costs:
 
 
 class CostModel:
-    """Costs by context length, from medians of recent cycles over a measured or guessed seed.
+    """Costs by context length, from medians of recent cycles over what was known before.
 
     Context lengths are taken in doublings: 512, 1024, 2048 … A length that was never reached starts
     from what its nearest neighbour knows.
     """
 
-    def __init__(self, seed: Costs):
-        self._seed = seed
-        self._levels: dict[int, _Level] = {}
+    def __init__(self, seed: Costs, longer: Mapping[int, Costs] | None = None):
+        """Start from a seed for short contexts, and from costs of levels 1, 2, … if known."""
+        known = {0: seed, **(longer or {})}
+        self._levels = {level: _Level(costs, {}) for level, costs in known.items()}
+        self._known = set(known)
 
     def at(self, context: int) -> Costs:
         """The costs with `context` tokens in the target's cache."""
         return self._level(context).costs
+
+    def knows(self, context: int) -> bool:
+        """Whether any cycle was ever timed near this context length."""
+        return _level_of(context) in self._known or self.knows_plain(context)
 
     def knows_plain(self, context: int) -> bool:
         """Whether plain cycles were timed near this context length."""
@@ -50,19 +56,51 @@ class CostModel:
         """How many cycles the estimates here come from, by proposals."""
         return self._level(context).tries
 
-    def observe(self, context: int, proposals: int | None, seconds: float, read: bool) -> None:
-        """Learn from one cycle; `proposals` is None for a plain one."""
-        self._level(context).observe(proposals, seconds, read)
+    def observe(
+        self,
+        context: int,
+        proposals: int | None,
+        seconds: float,
+        read: bool = False,
+        after_plain: bool = False,
+    ) -> None:
+        """Learn from one cycle.
+
+        Args:
+            context: tokens in the target's cache when it began.
+            proposals: how many it verified; None for a plain one.
+            seconds: its time.
+            read: whether the confidences were read before the verify was queued.
+            after_plain: whether the time is also that of the plain cycle before it.
+        """
+        level = self._level(context)
+        if after_plain and proposals is not None:
+            level.check(proposals, seconds)
+        else:
+            level.observe(proposals, seconds, read)
+
+    def learned(self) -> dict[int, Costs]:
+        """The costs of every level of which something is known, the short contexts' being 0."""
+        return {
+            key: level.costs
+            for key, level in self._levels.items()
+            if key in self._known or (level.plain.known and level.cycle)
+        }
+
+    def save(self) -> None:
+        """Keep what was learned for other processes; this one has nowhere to keep it."""
 
     def _level(self, context: int) -> "_Level":
-        key = (context >> 9).bit_length()
+        key = _level_of(context)
         if key not in self._levels:
-            near = min(self._levels, key=lambda k: abs(k - key), default=None)
-            if near is None:
-                self._levels[key] = _Level(self._seed, {})
-            else:
-                self._levels[key] = _Level(self._levels[near].costs, self._levels[near].tries)
+            near = min(self._levels, key=lambda k: abs(k - key))
+            known = self._levels[near]
+            self._levels[key] = _Level(known.costs, known.tries, grown=key > near)
         return self._levels[key]
+
+
+def _level_of(context: int) -> int:
+    return (context >> 9).bit_length()
 
 
 class _Samples:
@@ -99,14 +137,15 @@ class _Samples:
 
 
 class _Level:
-    """Costs near one context length."""
+    """Costs near one context length; `grown` where the seed is from a shorter one."""
 
-    def __init__(self, seed: Costs, tries: Mapping[int, int]):
-        self.seed = seed
+    def __init__(self, seed: Costs, tries: Mapping[int, int], grown: bool = False):
+        self.seed, self.grown = seed, grown
         self.tries = Counter(tries)
         self.plain = _Samples(prior=1)
         self.cycle: dict[int, _Samples] = {}
         self.reading = _Samples()
+        self._checks: deque[float] = deque(maxlen=3)
         self._costs: Costs | None = seed
 
     @property
@@ -129,18 +168,44 @@ class _Level:
                 samples.add(max(seconds - self.costs.reading, 0.0))
         self._costs = None
 
+    def check(self, proposals: int, seconds: float) -> None:
+        """Learn from a cycle timed together with a plain one, as all lone ones are.
+
+        That is too blurred for an estimate, but shows when all of them are wrong.
+        """
+        self.tries[proposals] += 1
+        now = self.costs
+        expected = now.cycle[proposals]
+        self._checks.append((seconds - now.plain) / expected)
+        error = (median(self._checks) * expected + now.plain) / (expected + now.plain)
+        # A draft that catches up takes longer too, so that alone proves nothing.
+        longer = self.grown and now.plain > 1.2 * self.seed.plain
+        wrong = error < 0.7 or (error > 1.4 and longer)
+        if wrong and len(self._checks) == self._checks.maxlen:
+            factor = max(median(self._checks), 0.1)
+            cycle = tuple(cost * factor for cost in now.cycle)
+            self.seed, self.grown = Costs(now.plain, cycle, now.reading), False
+            self.cycle.clear()
+            self._checks.clear()
+            self._costs = None
+
     def _estimate(self) -> Costs:
-        seed = self.seed
-        ratios = {m: s.ratio(seed.cycle[m]) for m, s in self.cycle.items()}
-        plain_ratio = self.plain.ratio(seed.plain)
-        drafting = _middle(ratios.values(), plain_ratio)
-        plain = self.plain.against(seed.plain * drafting)
+        seed, plain_ratio = self.seed, self.plain.ratio(self.seed.plain)
+        expected, unknown = seed.cycle, plain_ratio
+        if self.grown:
+            # What a longer context adds to a plain step it may add to every row of a verify;
+            # a tenth may as well be noise.
+            row = max(self.plain.against(seed.plain) - 1.1 * seed.plain, 0.0)
+            expected = tuple(cost + (m + 1) * row for m, cost in enumerate(seed.cycle))
+            unknown = 1.0
+        ratios = {m: s.ratio(expected[m]) for m, s in self.cycle.items()}
+        plain = self.plain.against(seed.plain * _middle(ratios.values(), plain_ratio))
         cycle = []
-        for m, before in enumerate(seed.cycle):
+        for m, cost in enumerate(expected):
             # A length never tried here moves with the nearest one that was.
             near = min(ratios, key=lambda known: (abs(known - m), -known), default=None)
-            expected = before * (plain_ratio if near is None else ratios[near])
-            cycle.append(self.cycle[m].against(expected) if m in self.cycle else expected)
+            cost *= unknown if near is None else ratios[near]
+            cycle.append(self.cycle[m].against(cost) if m in self.cycle else cost)
         return Costs(plain, tuple(cycle), self.reading.against(seed.reading))
 
 

@@ -1,25 +1,28 @@
 """Context features on their way from the target's forwards to the draft's context."""
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from dflash_mlx.draft import Context, DFlashDraft
 
 
 class ContextFeed:
-    """Context features that wait to be projected to the draft's keys and values.
+    """Tapped outputs that wait to be projected to the draft's keys and values.
 
-    Plain cycles so cost the draft nothing, and a long prompt is held as n x H numbers, less than
-    its keys and values, while the target needs memory for itself. A block needs them all: `flush`
-    projects what waits. Until then nothing is evaluated for what a cycle adds.
+    Plain cycles so cost the draft nothing: not even a graph is built before a block needs the
+    context, and `flush` then projects all that waits in one go. A prompt is condensed at once and
+    waits as n x H numbers, less than its keys and values, while the target needs memory for itself.
     """
 
-    limit = 64  # rows that plain cycles may leave waiting
+    limit = 256  # rows that plain cycles may leave waiting
     piece = 2048  # rows projected at once, so that a long prompt's temporaries stay small
 
     def __init__(self, draft: DFlashDraft, context: Context):
         self.draft = draft
         self.context = context
-        self._waiting: list[mx.array] = []
+        self._condensed: list[mx.array] = []
+        self._tapped: list[Callable[[], mx.array]] = []
         self._rows = 0
 
     @property
@@ -27,35 +30,37 @@ class ContextFeed:
         """The position that follows the last row fed."""
         return self.context.offset + self._rows
 
+    @property
+    def full(self) -> bool:
+        """Whether more rows wait than may."""
+        return self._rows >= self.limit
+
     def reaches(self, distance: int) -> bool:
         """Whether a block `distance` positions later could still see the position before here."""
         return self.draft.reach is None or distance < self.draft.reach
 
-    def add(self, features: mx.array | None, rows: int) -> None:
-        """Take features [1, rows, taps * H]; None where none were recorded, which is a gap.
+    def add(self, tapped: Callable[[], mx.array] | None, rows: int) -> None:
+        """Take the means to features [1, rows, taps * H], or None where there are none: a gap.
 
         The context holds consecutive positions, so it starts again behind a gap.
         """
-        if features is None:
-            self._waiting, self._rows, offset = [], 0, self.offset + rows
-            self.context.restart(offset)
+        if tapped is None:
+            self._condensed, self._tapped = [], []
+            self.context.restart(self.offset + rows)
+            self._rows = 0
             return
-        self._waiting.append(self.draft.condense(features))
+        self._tapped.append(tapped)
         self._rows += rows
 
     def settle(self) -> None:
-        """Evaluate what waits, so that the tapped outputs behind it can go."""
-        mx.eval(self._waiting)
-
-    def bound(self) -> None:
-        """Project what waits once it is more than `limit` rows; queued, not waited for."""
-        if self._rows >= self.limit:
-            self.flush()
-            mx.async_eval(self.context.arrays)
+        """Condense and evaluate what waits, so that the tapped outputs can go."""
+        self._condense()
+        mx.eval(self._condensed)
 
     def flush(self) -> None:
         """Bring the context up to date."""
-        waiting, rows, self._waiting, self._rows = self._waiting, self._rows, [], 0
+        self._condense()
+        waiting, rows, self._condensed, self._rows = self._condensed, self._rows, [], 0
         if not waiting:
             return
         c = waiting[0] if len(waiting) == 1 else mx.concatenate(waiting)
@@ -71,3 +76,10 @@ class ContextFeed:
         self.flush()
         if offset < self.context.offset:
             self.context.rewind(offset)
+
+    def _condense(self) -> None:
+        tapped, self._tapped = self._tapped, []
+        if tapped:
+            features = [each() for each in tapped]
+            joined = features[0] if len(features) == 1 else mx.concatenate(features, axis=1)
+            self._condensed.append(self.draft.condense(joined))

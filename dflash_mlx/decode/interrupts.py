@@ -2,8 +2,6 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,20 +20,26 @@ class Interrupts:
         self._received = True
 
     def __enter__(self) -> "Interrupts":
-        self._previous = _swap(self._receive)
+        self.take()
         return self
 
     def __exit__(self, *_: object) -> None:
-        _swap(self._previous)
+        self.give_back()
 
-    @contextmanager
-    def open(self) -> Iterator[None]:
+    def open(self) -> "_Opening":
         """Let the handler that was there before serve: while a consumer's code runs."""
-        _swap(self._previous)
-        try:
-            yield
-        finally:
-            self._previous = _swap(self._receive)
+        return _Opening(self)
+
+    def give_back(self) -> None:
+        """Install the handler that was there before."""
+        _install(self._previous)
+
+    def take(self) -> None:
+        """Install our own, and remember the one that is there now."""
+        # None is a handler that Python did not install and could not put back: left alone.
+        self._previous = signal.getsignal(signal.SIGINT) if _in_main_thread() else None
+        if self._previous is not None:
+            _install(self._receive)
 
     def check(self) -> None:
         """Deliver an interrupt that was held back."""
@@ -45,12 +49,21 @@ class Interrupts:
                 signal.raise_signal(signal.SIGINT)
 
 
-def _swap(handler: Any) -> Any:
-    """Install a handler and return the one before; None where there is nothing to install."""
-    if handler is None or threading.current_thread() is not threading.main_thread():
-        return None
-    previous = signal.getsignal(signal.SIGINT)
-    # None is a handler that Python did not install and could not put back: left alone.
-    if previous is not None:
+class _Opening:
+    def __init__(self, interrupts: Interrupts):
+        self._interrupts = interrupts
+
+    def __enter__(self) -> None:
+        self._interrupts.give_back()
+
+    def __exit__(self, *_: object) -> None:
+        self._interrupts.take()
+
+
+def _install(handler: Any) -> None:
+    if handler is not None and _in_main_thread():
         signal.signal(signal.SIGINT, handler)
-    return previous
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

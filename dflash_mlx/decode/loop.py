@@ -1,9 +1,9 @@
 """The DFlash decode loop: draft, verify, accept, commit (arXiv:2602.06036, section 3)."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import (
@@ -113,7 +113,7 @@ class Decoder:
                         proposals = self.propose(anchor, count)
                     elif self._transaction is None and self._continues(waiting):
                         following = self.plain_forward(anchor)
-                    yield from self.emit(waiting)
+                    yield from self.emit(waiting, followed=proposals is not None)
                     self.commit()
                     self._interrupts.check()
                     if self.finished:
@@ -193,7 +193,7 @@ class Decoder:
             with phase("accept"):
                 verdict = self._rule.judge(logits[0], proposals, self._history(anchor))
                 self._verified = verdict.accepted + 1
-                self._feed.add(cast(mx.array, features)[:, : self._verified], self._verified)
+                self._feed.add(partial(_rows, features, self._verified), self._verified)
             return Emission(
                 verdict.tokens, verdict.logprobs, verdict.accepted, proposals.tokens.size
             )
@@ -211,8 +211,12 @@ class Decoder:
             _queue(token, logprobs)
             return Emission(token, logprobs, context=self._rows - 1)
 
-    def emit(self, waiting: Emission) -> Generator[Token, None, None]:
-        """Hand over what waits, up to a stop token or the last one allowed."""
+    def emit(self, waiting: Emission, followed: bool) -> Generator[Token, None, None]:
+        """Hand over what waits, up to a stop token or the last one allowed.
+
+        Args:
+            followed: whether a draft's forward was queued already.
+        """
         counts = self.statistics
         counts.target_forwards += waiting.forwards
         counts.proposed += waiting.proposed
@@ -220,7 +224,7 @@ class Decoder:
         with self._cycle():
             tokens = list(waiting)
         if waiting.known is None:
-            self._learn(waiting, read=True)
+            self._learn(waiting, read=True, followed=followed)
         for token in tokens:
             counts.emitted += 1
             counts.accepted += token.from_draft
@@ -230,18 +234,23 @@ class Decoder:
             )
             if counts.emitted % 256 == 0:
                 mx.clear_cache()
-            with self._clock.away(), phase("text"), self._interrupts.open():
+            self._clock.leave()
+            with phase("text"), self._interrupts.open():
                 yield token
+            self._clock.back()
             if self.finished:
                 return
 
     @phase("rollback")
     def commit(self) -> None:
         """Keep the rows of emitted tokens in the target's caches, and no others."""
+        if self._feed.full:
+            with self._cycle():
+                self._feed.flush()
+                _queue(*self.cache.context.arrays)
+        if self._transaction is None:
+            return
         with self._cycle():
-            self._feed.bound()
-            if self._transaction is None:
-                return
             kept = min(len(self.cache.tokens) - self._rows, self._verified)
             self._transaction.commit(kept)
             self._transaction = None
@@ -250,6 +259,7 @@ class Decoder:
 
     def close(self) -> None:
         """Leave a kept cache standing for the tokens that were emitted, however it ended."""
+        self.length.finish()
         if not self.cache.valid:
             return
         self.commit()
@@ -262,14 +272,18 @@ class Decoder:
             self._feed.rewind(self._shift + self._rows)
             mx.eval([c.state for c in self.cache.target], self.cache.context.arrays)
 
-    def _learn(self, waiting: Emission, read: bool = False) -> None:
+    def _learn(self, waiting: Emission, read: bool = False, followed: bool = False) -> None:
         """Tell the strategy how a cycle went, as soon as its tokens are known."""
-        if waiting.known is None and not read:
+        if not self.length.learns or (waiting.known is None and not read):
             return
-        seconds = self._clock.lap(waiting.drafted)
+        seconds = None
+        if followed and not waiting.drafted:
+            self._clock.join()
+        else:
+            seconds = self._clock.lap(waiting.drafted)
         if not waiting.forwards:
             return
-        confidence = waiting.confidence if self.length.learns else None
+        confidence = waiting.confidence
         self.length.observe(
             Cycle(
                 waiting.context,
@@ -278,13 +292,18 @@ class Decoder:
                 seconds,
                 None if confidence is None else _floats(confidence),
                 waiting.read,
+                self._clock.joined,
             )
         )
 
     def _forward(self, tokens: mx.array, taps: Sequence[int]) -> mx.array:
         """A forward whose rows [n] all stay: logits [1, n, V]."""
-        logits, features = self.view.forward(tokens[None], self.cache.target, taps)
-        self._feed.add(features, tokens.size)
+        if taps:
+            logits, tapped = self.view.record(tokens[None], self.cache.target, taps)
+            self._feed.add(tapped, tokens.size)
+        else:
+            logits, _ = self.view.forward(tokens[None], self.cache.target)
+            self._feed.add(None, tokens.size)
         self._rows += tokens.size
         self._quantize()
         return logits
@@ -331,15 +350,28 @@ class Decoder:
                 most = min(most, o.quantized_kv_start - rows - 1)
         return int(max(most, 0))
 
-    @contextmanager
-    def _cycle(self) -> Iterator[None]:
-        """Device work: on the generation stream; whatever breaks it leaves the cache invalid."""
-        try:
-            with mx.stream(generation_stream):
-                yield
-        except BaseException:
-            self.cache.invalidate()
-            raise
+    def _cycle(self) -> "_DeviceWork":
+        return _DeviceWork(self.cache)
+
+
+class _DeviceWork:
+    """Work on the generation stream; whatever breaks it leaves the cache invalid."""
+
+    def __init__(self, cache: PromptCache):
+        self._cache = cache
+        self._stream = mx.stream(generation_stream)
+
+    def __enter__(self) -> None:
+        self._stream.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self._stream.__exit__(kind, *rest)
+        if kind is not None:
+            self._cache.invalidate()
+
+
+def _rows(features: mx.array | None, count: int) -> mx.array:
+    return cast(mx.array, features)[:, :count]
 
 
 def _floats(array: mx.array | None) -> list[float]:

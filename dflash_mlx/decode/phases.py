@@ -2,8 +2,13 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ContextDecorator, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Phases:
@@ -35,13 +40,23 @@ class Phases:
         self._since = now
 
 
-class phase(ContextDecorator):
+class phase:
     """Counts a function or a `with` block as a phase, while `recording` is on."""
 
     recorder: Phases | None = None
 
     def __init__(self, name: str):
         self.name = name
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def counted(*args: P.args, **kwargs: P.kwargs) -> R:
+            if phase.recorder is None:
+                return function(*args, **kwargs)
+            with self:
+                return function(*args, **kwargs)
+
+        return counted
 
     def __enter__(self) -> None:
         if phase.recorder is not None:

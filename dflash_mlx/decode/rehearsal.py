@@ -79,6 +79,9 @@ class Rehearsal:
         if cycle.seconds is not None:
             self._samples[cycle.verified, cycle.read].append(cycle.seconds)
 
+    def finish(self) -> None:
+        pass
+
     def costs(self) -> Costs:
         """What was found; lengths in between lie on straight lines."""
         usual = {

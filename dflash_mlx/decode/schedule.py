@@ -16,6 +16,8 @@ class Cycle:
         seconds: its wall time; None where that tells nothing about cycles of its kind.
         confidences: the draft's, one per proposal drafted, where they could be had.
         read: whether they were read before the verify was queued.
+        after_plain: whether `seconds` are also those of the plain cycle before, as the device got
+            the draft's forward while it was still at that one.
     """
 
     context: int
@@ -24,12 +26,13 @@ class Cycle:
     seconds: float | None = None
     confidences: Sequence[float] | None = None
     read: bool = False
+    after_plain: bool = False
 
 
 class VerifyLength(Protocol):
     """The strategy a cycle asks before it drafts, and again before it verifies.
 
-    `learns` says whether it wants to be told the draft's confidences.
+    `learns` says whether it wants to be told how cycles went, with the draft's confidences.
     """
 
     learns: bool
@@ -55,7 +58,11 @@ class VerifyLength(Protocol):
         ...
 
     def observe(self, cycle: Cycle) -> None:
-        """Learn how a cycle went."""
+        """Learn how a cycle went; never called where it does not learn."""
+        ...
+
+    def finish(self) -> None:
+        """The generation is over."""
         ...
 
 
@@ -74,4 +81,7 @@ class FixedLength:
         return self._count
 
     def observe(self, cycle: Cycle) -> None:
+        pass
+
+    def finish(self) -> None:
         pass

@@ -27,7 +27,7 @@ class TextFilter:
     belief is narrow while the text is steady and moves within a few cycles when it changes.
     """
 
-    ahead = 4  # unverified proposals whose chances tell something of the text
+    ahead = 2  # unverified proposals whose chances tell something of the text
     levels = tuple(1 / (1 + exp(-0.75 * x)) for x in range(-6, 7))
     # Chance of a jump at a verify, and at each token whose proposals nobody saw.
     jump = 0.004

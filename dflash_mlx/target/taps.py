@@ -10,10 +10,6 @@ from dflash_mlx.target.probe import hidden_state
 from dflash_mlx.target.watch import Handler
 
 
-def _plainly(call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
-    return call(module, *args, **kwargs)
-
-
 class TapPlan:
     """Which layer calls a tuple of taps names; made once per tuple."""
 
@@ -30,10 +26,10 @@ class TapPlan:
 
 
 class TapRecorder:
-    """The recorded outputs of one forward."""
+    """The recorded outputs of one forward; a model with residual streams has them on an axis."""
 
-    def __init__(self, plan: TapPlan):
-        self._plan = plan
+    def __init__(self, plan: TapPlan, stream_axis: int | None):
+        self._plan, self._stream_axis = plan, stream_axis
         self._recorded: list[mx.array | None] = [None] * len(plan.taps)
         self._calls: dict[int, int] = {}
         self._inner: dict[int, Handler] = {}
@@ -48,8 +44,8 @@ class TapRecorder:
 
     def _record(self, call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
         key = id(module)
-        inner = self._inner.get(key, _plainly)
-        out = inner(call, module, args, kwargs)
+        inner = self._inner.get(key) if self._inner else None
+        out = inner(call, module, args, kwargs) if inner else call(module, *args, **kwargs)
         nth = self._calls.get(key, 0)
         self._calls[key] = nth + 1
         for wanted, slot in self._plan.slots[key]:
@@ -58,13 +54,13 @@ class TapRecorder:
                 self._recorded[slot] = mx.array(hidden_state(out))
         return out
 
-    def features(self, stream_axis: int | None) -> mx.array:
+    def features(self) -> mx.array:
         """The recorded outputs, [B, L, len(taps) * H], in the order of the taps."""
         outs = [o for o in self._recorded if o is not None]
         if len(outs) < len(self._recorded):
             raise RuntimeError(
                 "The target's layers were replaced after it was examined; make its view again."
             )
-        if stream_axis is not None:
-            outs = [o.mean(axis=stream_axis) for o in outs]
+        if self._stream_axis is not None:
+            outs = [o.mean(axis=self._stream_axis) for o in outs]
         return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -84,6 +84,16 @@ class TargetView:
         """
         return self.run(tokens, cache, taps, [])
 
+    def record(
+        self, tokens: mx.array, cache: list[Any], taps: Sequence[int]
+    ) -> tuple[mx.array, Callable[[], mx.array]]:
+        """`forward` for features that may never be wanted: they are joined when asked for.
+
+        tokens: [B, L]. Returns (logits [B, L, V], a function giving features
+        [B, L, len(taps) * H]); it holds the layers' outputs as long as it lives.
+        """
+        return self._recorded(tokens, cache, taps, [])
+
     def begin(self, cache: list[Any]) -> Transaction:
         """Open a transaction on the cache, for one verify."""
         return Transaction(self, cache)
@@ -116,15 +126,25 @@ class TargetView:
         handlers: list[tuple[nn.Module, Handler]],
     ) -> tuple[mx.array, mx.array | None]:
         """`forward` with further modules watched."""
-        if not taps:
-            if not handlers:
-                return self.model(tokens, cache=cache), None
-            with Watch(handlers):
-                return self.model(tokens, cache=cache), None
-        recorder = TapRecorder(self._plan(tuple(taps)))
+        if taps:
+            logits, features = self._recorded(tokens, cache, taps, handlers)
+            return logits, features()
+        if not handlers:
+            return self.model(tokens, cache=cache), None
+        with Watch(handlers):
+            return self.model(tokens, cache=cache), None
+
+    def _recorded(
+        self,
+        tokens: mx.array,
+        cache: list[Any],
+        taps: Sequence[int],
+        handlers: list[tuple[nn.Module, Handler]],
+    ) -> tuple[mx.array, Callable[[], mx.array]]:
+        recorder = TapRecorder(self._plan(tuple(taps)), self._stream_axis)
         with Watch(recorder.watching(handlers)):
             logits = self.model(tokens, cache=cache)
-        return logits, recorder.features(self._stream_axis)
+        return logits, recorder.features
 
     def _plan(self, taps: tuple[int, ...]) -> TapPlan:
         plan = self._tap_plans.get(taps)
