@@ -145,7 +145,10 @@ class _Level:
         self.plain = _Samples(prior=1)
         self.cycle: dict[int, _Samples] = {}
         self.reading = _Samples()
-        self._checks: deque[float] = deque(maxlen=3)
+        self._checks: deque[tuple[float, float]] = deque(maxlen=3)
+        # For every length the nearest one that was timed, and how many those were.
+        self._nearest: list[int] = []
+        self._timed = 0
         self._costs: Costs | None = seed
 
     @property
@@ -171,23 +174,25 @@ class _Level:
     def check(self, proposals: int, seconds: float) -> None:
         """Learn from a cycle timed together with a plain one, as all lone ones are.
 
-        That is too blurred for an estimate, but shows when all of them are wrong.
+        How much of the plain one's time is in it depends on how far ahead the device queues. So
+        these are bounds, which show only when all estimates are far too high or too low.
         """
         self.tries[proposals] += 1
         now = self.costs
-        expected = now.cycle[proposals]
-        self._checks.append((seconds - now.plain) / expected)
-        error = (median(self._checks) * expected + now.plain) / (expected + now.plain)
+        self._checks.append((seconds / now.cycle[proposals], now.plain / now.cycle[proposals]))
+        if len(self._checks) < 3:
+            return
+        most = median(most for most, _ in self._checks)
+        least = median(most - plain for most, plain in self._checks)
         # A draft that catches up takes longer too, so that alone proves nothing.
         longer = self.grown and now.plain > 1.2 * self.seed.plain
-        wrong = error < 0.7 or (error > 1.4 and longer)
-        if wrong and len(self._checks) == self._checks.maxlen:
-            factor = max(median(self._checks), 0.1)
-            cycle = tuple(cost * factor for cost in now.cycle)
-            self.seed, self.grown = Costs(now.plain, cycle, now.reading), False
+        if most < 0.7 or (least > 1.4 and longer):
+            factor = most if most < 0.7 else least
+            self.seed = Costs(now.plain, tuple(cost * factor for cost in now.cycle), now.reading)
+            self.grown, self._costs = False, None
             self.cycle.clear()
+            self._nearest.clear()
             self._checks.clear()
-            self._costs = None
 
     def _estimate(self) -> Costs:
         seed, plain_ratio = self.seed, self.plain.ratio(self.seed.plain)
@@ -200,12 +205,18 @@ class _Level:
             unknown = 1.0
         ratios = {m: s.ratio(expected[m]) for m, s in self.cycle.items()}
         plain = self.plain.against(seed.plain * _middle(ratios.values(), plain_ratio))
-        cycle = []
-        for m, cost in enumerate(expected):
-            # A length never tried here moves with the nearest one that was.
-            near = min(ratios, key=lambda known: (abs(known - m), -known), default=None)
-            cost *= unknown if near is None else ratios[near]
-            cycle.append(self.cycle[m].against(cost) if m in self.cycle else cost)
+        if len(self._nearest) != len(expected) or len(ratios) != self._timed:
+            self._timed, known = len(ratios), sorted(ratios, reverse=True)
+            self._nearest = [
+                min(known, key=lambda k: abs(k - m), default=m) for m in range(len(expected))
+            ]
+        # A length never tried here moves with the nearest one that was.
+        cycle = [
+            cost * ratios.get(near, unknown)
+            for cost, near in zip(expected, self._nearest, strict=True)
+        ]
+        for m, samples in self.cycle.items():
+            cycle[m] = samples.against(cycle[m])
         return Costs(plain, tuple(cycle), self.reading.against(seed.reading))
 
 

@@ -16,8 +16,8 @@ class Cycle:
         seconds: its wall time; None where that tells nothing about cycles of its kind.
         confidences: the draft's, one per proposal drafted, where they could be had.
         read: whether they were read before the verify was queued.
-        after_plain: whether `seconds` are also those of the plain cycle before, as the device got
-            the draft's forward while it was still at that one.
+        after_plain: whether `seconds` are also those of the plain cycle before, or some of them, as
+            the device got the draft's forward while it was still at that one.
     """
 
     context: int
