@@ -204,6 +204,30 @@ def test_costs_of_a_longer_context_begin_with_the_nearest_known_and_go_their_own
     assert model.at(100).cycle[1] == pytest.approx(3.0, rel=0.1)
 
 
+def test_the_time_of_a_lone_cycle_is_a_bound():
+    """It may hold all of the plain cycle before it or next to nothing."""
+    model = CostModel(Costs(1.0, (2.0, 2.0), 0.1))
+    for seconds in (3.0, 2.1, 2.9, 1.6, 30.0, 2.5):
+        model.observe(100, 1, seconds, after_plain=True)
+    assert model.at(100) == Costs(1.0, (2.0, 2.0), 0.1)
+    for _ in range(3):
+        model.observe(100, 1, 0.8, after_plain=True)
+    assert model.at(100).cycle == pytest.approx((0.8, 0.8))
+
+
+def test_a_longer_context_is_thought_to_cost_every_row_what_it_costs_a_plain_step():
+    model = CostModel(Costs(1.0, (2.0, 2.0, 2.0), 0.1))
+    assert model.knows(100) and not model.knows(9000)
+    for _ in range(20):
+        model.observe(9000, None, 3.1)
+    assert model.knows(9000)
+    assert model.at(9000).cycle == pytest.approx((4.0, 6.0, 8.0), rel=0.05)
+    for _ in range(3):
+        model.observe(9000, 1, 3.1 + 12.0, after_plain=True)
+    assert model.at(9000).cycle == pytest.approx((8.0, 12.0, 16.0), rel=0.05)
+    assert model.at(100).cycle == (2.0, 2.0, 2.0)
+
+
 def test_what_reading_costs_is_told_from_what_the_verify_costs():
     model = CostModel(Costs(1.0, (2.0, 2.0), 0.1))
     for _ in range(40):
