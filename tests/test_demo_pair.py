@@ -272,7 +272,11 @@ def test_target_training_goes_on_where_it_was_stopped(tokenizer, tmp_path):
 @pytest.fixture(scope="module")
 def held_out_scores(pair):
     return {
-        kind: score(*pair, [example(kind, "held-out", f"test/{seed}") for seed in range(10)])
+        kind: score(
+            *pair,
+            [example(kind, "held-out", f"test/{seed}") for seed in range(10)],
+            verify_length=None,
+        )
         for kind in KINDS
     }
 
@@ -289,7 +293,7 @@ def test_the_draft_is_accepted(held_out_scores):
 
 def test_the_draft_is_accepted_for_words_it_never_saw(pair):
     examples = [example(kind, "novel", f"test/{seed}") for kind in KINDS for seed in range(4)]
-    assert score(*pair, examples).acceptance_length >= 4.5
+    assert score(*pair, examples, verify_length=None).acceptance_length >= 4.5
 
 
 def test_a_score_tells_wrong_answers_from_right_ones(pair):
