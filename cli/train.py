@@ -167,6 +167,8 @@ def train(
         init=None if init is None else place(init, draft=True),
         regenerate=regenerate,
         think=think,
+        revision=revision,
+        adapter_path=adapter_path,
     )
     with TrainingScreen(steps) as screen:
         try:
@@ -176,8 +178,6 @@ def train(
                 resume=resume,
                 eval_every=eval_every,
                 save_every=save_every,
-                revision=revision,
-                adapter_path=adapter_path,
                 trust_remote_code=trust_remote_code,
                 stage=screen.stage,
             )

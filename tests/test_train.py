@@ -1,7 +1,9 @@
 """dflash-mlx train: from a user's file to a draft that every other command takes."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -30,7 +32,7 @@ from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.data import can_teach, encode_rows, opening, read_rows
 from dflash_mlx.training.demo_text import example
 from dflash_mlx.training.design import even_taps, mask_token, shared_heads
-from dflash_mlx.training.outputs import Author, answered
+from dflash_mlx.training.outputs import Author, answer_file, answered
 from dflash_mlx.training.run import final_norm
 from dflash_mlx.training.trainer import FrozenTarget, Trainer, TrainingOptions, new_draft
 from tests import tiny_pair
@@ -351,6 +353,23 @@ def test_a_second_run_uses_the_answers_of_the_first(
     assert log(tmp_path / "one") == log(tmp_path / "two")
 
 
+def test_answers_belong_to_a_target_its_adapter_and_its_weights(
+    target: Path, tmp_path: Path
+) -> None:
+    copy, adapter = tmp_path / "copy", tmp_path / "adapter"
+    shutil.copytree(target, copy)
+    adapter.mkdir()
+    (adapter / "adapters.safetensors").write_bytes(b"1")
+    samples = [Sample(np.arange(5, dtype=np.int32), np.ones(5, dtype=bool))]
+    before = answer_file([copy], samples, 64)
+    assert before == answer_file([copy], samples, 64)
+    others = {answer_file([copy, adapter], samples, 64), answer_file([copy], samples, 63)}
+    os.utime(copy / "model.safetensors", ns=(0, 0))  # saved again, as large as before
+    others.add(answer_file([copy], samples, 64))
+    assert len(others) == 3
+    assert before not in others
+
+
 def test_a_draft_is_fine_tuned_on_ones_own_text(tmp_path: Path) -> None:
     rows = [{"messages": list(example("record", "train", i).messages)} for i in range(40)]
     file = write_rows(tmp_path / "mine.jsonl", rows)
@@ -424,9 +443,9 @@ def test_a_hybrid_target_gets_a_draft_that_is_accepted(tmp_path: Path) -> None:
 
 
 BAD_DATA = {
-    "a missing file": (None, "data.jsonl cannot be read: No such file"),
+    "a missing file": (None, "My Data.jsonl cannot be read: No such file"),
     "nothing": (b"\n\n", "holds no text"),
-    "no JSON": (b'{"text": "a b c d e"}\nfree text\n', "Line 2 of .* is not JSON"),
+    "no JSON": (b'{"text": "a b c d e"}\nfree text\n', "Line 2 of .*My Data.jsonl is not JSON"),
     "no text": (b'{"prompt": "a"}\n', "Line 1 of .* has no text to learn"),
     "a list": (b"[1]\n", "Line 1 of .* has no text to learn"),
     "empty text": (b'{"text": " "}\n', "Line 1 of .* has no text to learn"),
@@ -442,7 +461,7 @@ BAD_DATA = {
 
 @pytest.mark.parametrize(("content", "said"), BAD_DATA.values(), ids=BAD_DATA.keys())
 def test_bad_data_is_named(target: Path, tmp_path: Path, content: bytes | None, said: str) -> None:
-    file = tmp_path / "data.jsonl"
+    file = tmp_path / "My Data.jsonl"
     if content is not None:
         file.write_bytes(content)
     made = tmp_path / "made"

@@ -59,7 +59,7 @@ def read_rows(file: Path) -> list[Row]:
         return [Row(str(file), text=content)]
     lines = content.split("\n")
     return [
-        _row(line, f"line {number} of {file}")
+        _row(line, f"Line {number} of {file}")
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
@@ -69,20 +69,19 @@ def _row(line: str, place: str) -> Row:
     try:
         found = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DFlashError(f"{place.capitalize()} is not JSON: {error}.") from error
+        raise DFlashError(f"{place} is not JSON: {error}.") from error
     if isinstance(found, dict) and "messages" in found:
         messages = found["messages"]
         if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
             raise DFlashError(
-                f"{place.capitalize()} has messages that are no list of objects with a role and a "
+                f"{place} has messages that are no list of objects with a role and a "
                 "content, both text."
             )
         return Row(place, messages=tuple(messages))
     text = found.get("text") if isinstance(found, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise DFlashError(
-            f'{place.capitalize()} has no text to learn; a row is {{"text": "…"}} or '
-            '{"messages": […]}.'
+            f'{place} has no text to learn; a row is {{"text": "…"}} or {{"messages": […]}}.'
         )
     return Row(place, text=text)
 
@@ -145,7 +144,7 @@ def _conversation(row: Row, template: Template, may_end_unanswered: bool) -> Sam
         return Sample(tokens, np.zeros(len(tokens), dtype=bool))
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
-        raise DFlashError(f"{row.place.capitalize()} has no assistant message to learn from.")
+        raise DFlashError(f"{row.place} has no assistant message to learn from.")
     messages = messages[: answers[-1] + 1]
     tokens = _ids(template, messages)
     learn = np.zeros(len(tokens), dtype=bool)

@@ -175,18 +175,20 @@ def _said_after(sample: Sample, at: int) -> list[list[int]]:
     return runs
 
 
-def answer_file(directory: Path, samples: Sequence[Sample], length: int) -> Path:
+def answer_file(directories: Sequence[Path], samples: Sequence[Sample], length: int) -> Path:
     """Where a target's answers to these samples are kept, in the user's cache directory.
 
     Args:
-        directory: the target's; its config and the names and sizes of its weights tell it apart.
+        directories: the target's, and its adapter's if it has one; the names, sizes and times of
+            what is in them tell it apart from others and from what it was before.
         samples: to be answered.
         length: the most tokens of a sequence.
     """
     about = hashlib.sha256(f"{length}".encode())
-    about.update((directory / "config.json").read_bytes())
-    for file in sorted(directory.glob("*.safetensors")):
-        about.update(f"{file.name} {file.stat().st_size}".encode())
+    for directory in directories:
+        for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")]):
+            stat = file.stat()
+            about.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     for sample in samples:
         about.update(sample.tokens.tobytes() + sample.learn.tobytes())
     return cache_directory() / "answers" / f"{about.hexdigest()[:24]}.jsonl"

@@ -15,6 +15,8 @@ class Plan:
     Attributes:
         target: directory or hub id.
         data: a .jsonl or .txt file.
+        revision: branch, tag or commit of the target's hub repository.
+        adapter_path: trained adapter weights for the target.
         draft_layers, block_size, taps: the shape of a new draft; None takes 5 layers, blocks of 16
             and five taps spread evenly, or with `init` what that draft has.
         steps: optimizer steps.
@@ -45,6 +47,8 @@ class Plan:
     init: str | None = None
     regenerate: int = 0
     think: bool | None = None
+    revision: str | None = None
+    adapter_path: str | None = None
 
     def check(self) -> None:
         """Raise DFlashError for a number that cannot be meant."""

@@ -62,8 +62,6 @@ class Training:
         resume: bool = False,
         eval_every: int = 250,
         save_every: int = 250,
-        revision: str | None = None,
-        adapter_path: str | None = None,
         trust_remote_code: bool = False,
         stage: Stage = lambda what, done, total: None,
     ):
@@ -74,7 +72,7 @@ class Training:
             output: the new draft's directory, or with `resume` that of the run to go on with.
             resume: go on exactly where the run in `output` stopped.
             eval_every, save_every: steps between two; the last step is always both.
-            revision, adapter_path, trust_remote_code: of the target, as in `load`.
+            trust_remote_code: of the target, as in `load`.
             stage: called with what is being done now, how much of it is done, and of how much.
 
         Raises:
@@ -92,10 +90,10 @@ class Training:
         saved = self.directory.resume(options) if resume else self.directory.check_new()
 
         stage("Loading the target", 0, 0)
-        target = resolve(plan.target, revision)
+        target = resolve(plan.target, plan.revision)
         model, self.tokenizer = load_target(
             target,
-            adapter_path=adapter_path,
+            adapter_path=plan.adapter_path,
             trust_remote_code=trust_remote_code,
         )
         self.view = TargetView(model)
@@ -213,7 +211,8 @@ class Training:
         given = encode_rows(rows[count:], template, plan.seq_length)
         samples, remarks = asked.samples, []
         if samples:
-            store = answer_file(target, samples, plan.seq_length)
+            adapter = [Path(plan.adapter_path)] if plan.adapter_path else []
+            store = answer_file([target, *adapter], samples, plan.seq_length)
             what = "The target is answering"
             samples = answered(
                 samples,
