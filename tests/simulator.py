@@ -176,8 +176,8 @@ def run(
         out.cycles += 1
         if drafted == 0:
             time = machine.verify(1, context) + (machine.drain if before == "draft" else 0.0)
-            seconds = time * noise() if before == "plain" else None
-            cycle = Cycle(context, seconds=seconds)
+            seconds = time * noise() if before else None
+            cycle = Cycle(context, seconds=seconds, after_draft=before == "draft")
             before, out.tokens, out.plain = "plain", position + 1, out.plain + 1
             waiting += 1
         else:

@@ -7,6 +7,7 @@ import pytest
 
 from dflash_mlx.decode.adaptive import AdaptiveLength, Learned
 from dflash_mlx.decode.cost import CostModel, Costs
+from dflash_mlx.decode.excursion import Excursions
 from dflash_mlx.decode.schedule import Cycle, FixedLength
 from dflash_mlx.decode.value import Calibration, TextFilter, expected_tokens
 from tests.simulator import (
@@ -226,6 +227,38 @@ def test_a_longer_context_is_thought_to_cost_every_row_what_it_costs_a_plain_ste
         model.observe(9000, 1, 3.1 + 12.0, after_plain=True)
     assert model.at(9000).cycle == pytest.approx((8.0, 12.0, 16.0), rel=0.05)
     assert model.at(100).cycle == (2.0, 2.0, 2.0)
+
+
+def test_costs_that_fall_with_more_rows_are_pooled():
+    """One lucky timing is not believed, and a length at the end of a cliff stays where it is."""
+    assert Costs(1.0, (2.0, 3.0, 2.0, 4.0), 0.1).smoothed() == Costs(1.0, (2.0, 2.5, 2.5, 4.0), 0.1)
+    steps = Costs(1.0, (1.0, 1.0, 5.0, 5.0), 0.1)
+    assert steps.smoothed() == steps
+    assert Costs(1.0, (6.0, 3.0, 3.0), 0.1).smoothed().cycle == (4.0, 4.0, 4.0)
+
+
+def test_what_an_excursion_costs_beside_its_cycles_is_learned():
+    """From the plain cycle before, timed with the first drafted one, to the one after."""
+    excursions, now = Excursions(), Costs(1.0, (2.0, 3.0), 0.5)
+    for _ in range(60):
+        excursions.observe(Cycle(10, seconds=1.0), now)
+        excursions.observe(Cycle(11, 1, 1, seconds=4.3, after_plain=True), now)
+        excursions.observe(Cycle(13, 0, 0, seconds=2.5, read=True), now)
+        excursions.observe(Cycle(14, seconds=1.4, after_draft=True), now)
+    assert excursions.steps == pytest.approx(0.7, rel=0.2)
+
+
+def test_excursions_that_were_interrupted_or_long_tell_nothing():
+    excursions, now = Excursions(), Costs(1.0, (2.0, 3.0), 0.5)
+    before = excursions.steps
+    excursions.observe(Cycle(14, seconds=90.0, after_draft=True), now)
+    excursions.observe(Cycle(10, 1, 1, seconds=None, after_plain=True), now)
+    excursions.observe(Cycle(14, seconds=90.0, after_draft=True), now)
+    excursions.observe(Cycle(10, 1, 1, seconds=90.0, after_plain=True), now)
+    for _ in range(excursions.longest):
+        excursions.observe(Cycle(11, 1, 1, seconds=90.0), now)
+    excursions.observe(Cycle(14, seconds=90.0, after_draft=True), now)
+    assert excursions.steps == before
 
 
 def test_what_reading_costs_is_told_from_what_the_verify_costs():

@@ -170,7 +170,7 @@ def test_a_long_run_of_plain_cycles_keeps_the_drafts_context(
 def test_a_plain_cycle_with_a_draft_behind_it_is_timed_with_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now = iter([1.0, 3.0, 10.0, 14.0, 15.0])
+    now = iter([1.0, 3.0, 10.0, 14.0, 15.0, 17.0])
     monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
     watch = CycleClock()
     assert watch.lap(False) is None
@@ -178,7 +178,8 @@ def test_a_plain_cycle_with_a_draft_behind_it_is_timed_with_the_next(
     watch.join()
     assert watch.lap(True) == 7.0 and watch.joined
     assert watch.lap(True) == 4.0 and not watch.joined
-    assert watch.lap(False) is None
+    assert watch.lap(False) == 1.0 and watch.changed
+    assert watch.lap(False) == 2.0 and not watch.changed
 
 
 def test_auto_follows_the_costs_it_is_given(pair: Pair) -> None:

@@ -15,6 +15,7 @@ from math import sqrt
 
 from dflash_mlx.decode.allowance import Allowance
 from dflash_mlx.decode.cost import CostModel, Costs
+from dflash_mlx.decode.excursion import Excursions
 from dflash_mlx.decode.reading import Reading
 from dflash_mlx.decode.schedule import Cycle
 from dflash_mlx.decode.value import Calibration, TextFilter, expected_tokens
@@ -28,6 +29,7 @@ class Learned:
         calibration: what the draft's confidence means.
         text: how well the draft guesses.
         allowance: what drafting may lose.
+        excursions: what going from plain decoding to drafting and back costs.
         drafted: cycles with a draft forward so far.
         since_plain: time since plain decoding was last timed, in plain steps.
     """
@@ -37,6 +39,7 @@ class Learned:
         self.calibration = Calibration()
         self.text = TextFilter(positions)
         self.allowance = Allowance()
+        self.excursions = Excursions()
         self.drafted = 0
         self.since_plain = 0.0
 
@@ -46,7 +49,7 @@ class AdaptiveLength:
 
     learns = True
     horizon = 26  # tokens over which a look's finding is counted on
-    least_loss = 0.4  # plain steps; a look empties the queue, and the draft has to catch up
+    least_loss = 0.4  # plain steps that a look is never thought to cost less than
     checks = 3  # looks that are taken even where costs from elsewhere say that no text can pay
     longest_rest = 1024  # plain tokens without a look
     eager_share = 0.1  # of the time, for looks at a text that may well be good
@@ -56,7 +59,7 @@ class AdaptiveLength:
     def __init__(self, learned: Learned):
         self.learned = learned
         self.costs, self.calibration, self.text = learned.costs, learned.calibration, learned.text
-        self.allowance = learned.allowance
+        self.allowance, self.excursions = learned.allowance, learned.excursions
         self.text.begin()
         self._reading = Reading(self.calibration)
         self._now: Costs = self.costs.at(0)
@@ -107,7 +110,8 @@ class AdaptiveLength:
         return max(range(len(tokens)), key=lambda m: tokens[m] - rate * cost[m])
 
     def observe(self, cycle: Cycle) -> None:
-        if cycle.seconds is not None:
+        self.excursions.observe(cycle, self._now)
+        if cycle.seconds is not None and not cycle.after_draft:
             self.costs.observe(
                 cycle.context, cycle.verified, cycle.seconds, cycle.read, cycle.after_plain
             )
@@ -120,7 +124,7 @@ class AdaptiveLength:
         seconds = self._now.cycle[cycle.verified] + (self._now.reading if cycle.read else 0.0)
         self._cycles += 1
         self.learned.drafted += 1
-        steps = seconds / self._now.plain
+        steps = seconds / self._now.plain + cycle.after_plain * self.excursions.steps
         self.learned.since_plain += steps
         self.allowance.charge(steps, cycle.accepted + 1)
         held_back: list[float] = []

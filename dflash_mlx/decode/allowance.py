@@ -10,7 +10,7 @@ class Allowance:
     """
 
     share = 0.02
-    most = 12.0
+    most = 14.0
 
     def __init__(self) -> None:
         self.credit = self.most / 2

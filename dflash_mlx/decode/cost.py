@@ -26,6 +26,23 @@ class Costs:
         """A careful shape, in forwards of the target, for a machine that nobody has measured."""
         return cls(1.0, tuple(1.25 + 0.15 * m for m in range(block_size)), 0.1)
 
+    def smoothed(self) -> "Costs":
+        """The nearest costs that never fall from one length to the next.
+
+        A verify of more rows is hardly ever cheaper. What looks so in few timings is noise, and the
+        luckiest length would be believed.
+        """
+        pools: list[tuple[float, int]] = []
+        for value in self.cycle:
+            count = 1
+            while pools and pools[-1][0] > value:
+                before, more = pools.pop()
+                value = (before * more + value * count) / (more + count)
+                count += more
+            pools.append((value, count))
+        cycle = tuple(value for value, count in pools for _ in range(count))
+        return Costs(self.plain, cycle, self.reading)
+
 
 class CostModel:
     """Costs by context length, from medians of recent cycles over what was known before.
@@ -46,11 +63,11 @@ class CostModel:
 
     def knows(self, context: int) -> bool:
         """Whether any cycle was ever timed near this context length."""
-        return _level_of(context) in self._known or self.knows_plain(context)
+        return _level_of(context) in self._known or self._level(context).plain.known
 
     def knows_plain(self, context: int) -> bool:
-        """Whether plain cycles were timed near this context length."""
-        return self._level(context).plain.known
+        """Whether plain cycles were timed near this context length, and not just once."""
+        return len(self._level(context).plain) >= 9
 
     def tries(self, context: int) -> Counter[int]:
         """How many cycles the estimates here come from, by proposals."""

@@ -293,6 +293,7 @@ class Decoder:
                 None if confidence is None else _floats(confidence),
                 waiting.read,
                 self._clock.joined,
+                self._clock.changed,
             )
         )
 

@@ -4,7 +4,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from statistics import median
 
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.decode.cost import Costs
@@ -76,7 +75,7 @@ class Rehearsal:
         return length or 0
 
     def observe(self, cycle: Cycle) -> None:
-        if cycle.seconds is not None:
+        if cycle.seconds is not None and not cycle.after_draft and not cycle.after_plain:
             self._samples[cycle.verified, cycle.read].append(cycle.seconds)
 
     def finish(self) -> None:
@@ -85,13 +84,15 @@ class Rehearsal:
     def costs(self) -> Costs:
         """What was found; lengths in between lie on straight lines."""
         usual = {
-            kind: median(seconds) for kind, seconds in {**self._first, **self._samples}.items()
+            # Noise only ever adds time.
+            kind: sorted(seconds)[len(seconds) // 4]
+            for kind, seconds in {**self._first, **self._samples}.items()
         }
         known = {m: usual[m, False] for m in self.lengths if (m, False) in usual}
         cycle = [_between(known, m) for m in range(self.block_size)]
         longest = self.block_size - 1
         reading = max(usual.get((longest, True), 0.0) - cycle[longest], 0.0)
-        return Costs(usual[None, False], tuple(cycle), reading)
+        return Costs(usual[None, False], tuple(cycle), reading).smoothed()
 
 
 def _between(known: dict[int, float], m: int) -> float:

@@ -18,6 +18,8 @@ class Cycle:
         read: whether they were read before the verify was queued.
         after_plain: whether `seconds` are also those of the plain cycle before, or some of them, as
             the device got the draft's forward while it was still at that one.
+        after_draft: whether this is the first plain cycle after a draft's forward, which could not
+            be queued ahead.
     """
 
     context: int
@@ -27,6 +29,7 @@ class Cycle:
     confidences: Sequence[float] | None = None
     read: bool = False
     after_plain: bool = False
+    after_draft: bool = False
 
 
 class VerifyLength(Protocol):

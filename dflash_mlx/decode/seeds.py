@@ -30,7 +30,7 @@ class KeptCosts(CostModel):
 
     def save(self) -> None:
         """Write what was learned, where it is new or differs by more than a fifth."""
-        now = self.learned()
+        now = {level: costs.smoothed() for level, costs in self.learned().items()}
         if any(_differ(costs, self._kept.get(level), self.change) for level, costs in now.items()):
             self._kept = now
             _write(self._file, now)
