@@ -7,9 +7,9 @@ class CycleClock:
     """Times a cycle from the moment one verdict is known to the next.
 
     The device works on the next cycle while the host still emits the last one, so only a cycle that
-    follows another of its kind took its usual time; `changed` marks a plain one that does not. Where the device has a draft's forward to do
-    before a plain cycle's token is read, nobody knows where one ends and the other begins: the two
-    are timed together.
+    follows another of its kind took its usual time; `changed` marks a plain one that does not.
+    Where the device has a draft's forward to do before a plain cycle's token is read, nobody knows
+    where one ends and the other begins: the two are timed together.
 
     Attributes:
         joined: whether the last lap was also that of a plain cycle before.
