@@ -194,6 +194,22 @@ def test_costs_follow_the_cycles_and_shrug_off_outliers():
     assert now.cycle[1] == pytest.approx(4.0, rel=0.15)
 
 
+def test_a_slow_moment_of_plain_decoding_is_forgotten_at_the_next_run():
+    """A short run that something slowed down as a whole; a long one is believed whatever it says."""
+    model = CostModel(Costs(1.0, (2.0, 2.0), 0.1))
+
+    def plain_run(seconds: float, count: int) -> float:
+        model.observe(100, 1, 2.0)
+        for _ in range(count):
+            model.observe(100, None, seconds)
+        return model.at(100).plain
+
+    for _ in range(3):
+        assert plain_run(2.8, 4) > 2.0
+    assert plain_run(1.0, 4) < 1.2
+    assert plain_run(2.8, 40) > 2.5
+
+
 def test_costs_of_a_longer_context_begin_with_the_nearest_known_and_go_their_own_way():
     model = CostModel(Costs(1.0, (2.0, 2.0), 0.1))
     for _ in range(40):

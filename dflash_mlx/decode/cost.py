@@ -123,16 +123,17 @@ def _level_of(context: int) -> int:
 class _Samples:
     """The latest timings of one kind of cycle."""
 
-    def __init__(self, prior: int = 5):
+    prior = 5  # timings that an expectation is worth
+
+    def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=31)
-        self._prior = prior  # timings that an expectation is worth
-        self._middle = 0.0
+        self.middle = 0.0
 
     def add(self, seconds: float) -> None:
         self._recent.append(seconds)
         # Noise only ever adds time, so one or two samples count by the smaller.
         few = len(self._recent) < 3
-        self._middle = min(self._recent) if few else median(self._recent)
+        self.middle = min(self._recent) if few else median(self._recent)
 
     @property
     def known(self) -> bool:
@@ -143,14 +144,46 @@ class _Samples:
 
     def against(self, expected: float) -> float:
         """The estimate, given what was expected before any timing."""
-        n = len(self._recent)
+        n = len(self)
         # One slow sample says more about the moment than about the cycle.
-        if n == 0 or (n == 1 and self._middle > 1.5 * expected):
+        if n == 0 or (n == 1 and self.middle > 1.5 * expected):
             return expected
-        return (n * self._middle + self._prior * expected) / (n + self._prior)
+        return (n * self.middle + self.prior * expected) / (n + self.prior)
 
     def ratio(self, seed: float) -> float:
         return self.against(seed) / seed
+
+
+class _PlainSamples(_Samples):
+    """Timings of plain cycles, which come in runs: a short one now and then while drafting wins.
+
+    Something else may slow a whole run down, and while drafting wins nothing soon shows that it is
+    over. So a run that was far faster than the usual counts: thought too fast, plain decoding is
+    soon taken up and timed at length, and a long run speaks for itself.
+    """
+
+    prior = 1
+    long, far = 12, 0.75
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runs: deque[_Samples] = deque([_Samples()], maxlen=3)
+
+    def end_run(self) -> None:
+        """The next timing belongs to another run."""
+        if len(self._runs[-1]):
+            self._runs.append(_Samples())
+
+    def add(self, seconds: float) -> None:
+        super().add(seconds)
+        run = self._runs[-1]
+        run.add(seconds)
+        if len(run) >= self.long:
+            self.middle = run.middle
+        else:
+            fastest = min((r.middle for r in self._runs if r.known), default=self.middle)
+            if fastest < self.far * self.middle:
+                self.middle = fastest
 
 
 class _Level:
@@ -159,7 +192,7 @@ class _Level:
     def __init__(self, seed: Costs, tries: Mapping[int, int], grown: bool = False):
         self.seed, self.grown = seed, grown
         self.tries = Counter(tries)
-        self.plain = _Samples(prior=1)
+        self.plain = _PlainSamples()
         self.cycle: dict[int, _Samples] = {}
         self.reading = _Samples()
         self._checks: deque[tuple[float, float]] = deque(maxlen=3)
@@ -178,6 +211,7 @@ class _Level:
         if proposals is None:
             self.plain.add(seconds)
         else:
+            self.plain.end_run()
             self.tries[proposals] += 1
             samples = self.cycle.setdefault(proposals, _Samples())
             if not read:
@@ -194,6 +228,7 @@ class _Level:
         How much of the plain one's time is in it depends on how far ahead the device queues. So
         these are bounds, which show only when all estimates are far too high or too low.
         """
+        self.plain.end_run()
         self.tries[proposals] += 1
         now = self.costs
         self._checks.append((seconds / now.cycle[proposals], now.plain / now.cycle[proposals]))
