@@ -195,7 +195,7 @@ def test_costs_follow_the_cycles_and_shrug_off_outliers():
 
 
 def test_a_slow_moment_of_plain_decoding_is_forgotten_at_the_next_run():
-    """A short run that something slowed down as a whole; a long one is believed whatever it says."""
+    """A short run that something slowed down as a whole; a long one is always believed."""
     model = CostModel(Costs(1.0, (2.0, 2.0), 0.1))
 
     def plain_run(seconds: float, count: int) -> float:
