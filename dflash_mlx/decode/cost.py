@@ -127,13 +127,14 @@ class _Samples:
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=31)
-        self.middle = 0.0
 
     def add(self, seconds: float) -> None:
         self._recent.append(seconds)
+
+    @property
+    def middle(self) -> float:
         # Noise only ever adds time, so one or two samples count by the smaller.
-        few = len(self._recent) < 3
-        self.middle = min(self._recent) if few else median(self._recent)
+        return median(self._recent) if len(self._recent) > 2 else min(self._recent)
 
     @property
     def known(self) -> bool:
@@ -145,10 +146,13 @@ class _Samples:
     def against(self, expected: float) -> float:
         """The estimate, given what was expected before any timing."""
         n = len(self)
-        # One slow sample says more about the moment than about the cycle.
-        if n == 0 or (n == 1 and self.middle > 1.5 * expected):
+        if n == 0:
             return expected
-        return (n * self.middle + self.prior * expected) / (n + self.prior)
+        middle = self.middle
+        # One slow sample says more about the moment than about the cycle.
+        if n == 1 and middle > 1.5 * expected:
+            return expected
+        return (n * middle + self.prior * expected) / (n + self.prior)
 
     def ratio(self, seed: float) -> float:
         return self.against(seed) / seed
@@ -167,23 +171,27 @@ class _PlainSamples(_Samples):
 
     def __init__(self) -> None:
         super().__init__()
-        self._runs: deque[_Samples] = deque([_Samples()], maxlen=3)
+        self._runs: deque[_Samples] = deque(maxlen=3)
+        self._ended = True
 
     def end_run(self) -> None:
         """The next timing belongs to another run."""
-        if len(self._runs[-1]):
-            self._runs.append(_Samples())
+        self._ended = True
 
     def add(self, seconds: float) -> None:
         super().add(seconds)
-        run = self._runs[-1]
-        run.add(seconds)
+        if self._ended:
+            self._runs.append(_Samples())
+            self._ended = False
+        self._runs[-1].add(seconds)
+
+    @property
+    def middle(self) -> float:
+        usual, run = super().middle, self._runs[-1]
         if len(run) >= self.long:
-            self.middle = run.middle
-        else:
-            fastest = min((r.middle for r in self._runs if r.known), default=self.middle)
-            if fastest < self.far * self.middle:
-                self.middle = fastest
+            return run.middle
+        fastest = min((r.middle for r in self._runs if r.known), default=usual)
+        return fastest if fastest < self.far * usual else usual
 
 
 class _Level:

@@ -1,6 +1,7 @@
 """Context features on their way from the target's forwards to the draft's context."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from itertools import groupby
 
 import mlx.core as mx
 
@@ -22,7 +23,7 @@ class ContextFeed:
         self.draft = draft
         self.context = context
         self._condensed: list[mx.array] = []
-        self._tapped: list[Callable[[], mx.array]] = []
+        self._tapped: list[Sequence[mx.array]] = []
         self._rows = 0
 
     @property
@@ -39,8 +40,8 @@ class ContextFeed:
         """Whether a block `distance` positions later could still see the position before here."""
         return self.draft.reach is None or distance < self.draft.reach
 
-    def add(self, tapped: Callable[[], mx.array] | None, rows: int) -> None:
-        """Take the means to features [1, rows, taps * H], or None where there are none: a gap.
+    def add(self, tapped: Sequence[mx.array] | None, rows: int) -> None:
+        """Take features [1, rows, taps * H], joined or tap by tap, or None: a gap.
 
         The context holds consecutive positions, so it starts again behind a gap.
         """
@@ -79,7 +80,15 @@ class ContextFeed:
 
     def _condense(self) -> None:
         tapped, self._tapped = self._tapped, []
-        if tapped:
-            features = [each() for each in tapped]
-            joined = features[0] if len(features) == 1 else mx.concatenate(features, axis=1)
-            self._condensed.append(self.draft.condense(joined))
+        if not tapped:
+            return
+        # Over rows first: so many plain cycles take few operations.
+        features = [
+            _concatenate([_concatenate(outputs, axis=1) for outputs in zip(*run, strict=True)], -1)
+            for _, run in groupby(tapped, key=len)
+        ]
+        self._condensed.append(self.draft.condense(_concatenate(features, axis=1)))
+
+
+def _concatenate(arrays: Sequence[mx.array], axis: int) -> mx.array:
+    return arrays[0] if len(arrays) == 1 else mx.concatenate(list(arrays), axis=axis)

@@ -9,44 +9,69 @@ from typing import Any
 class Interrupts:
     """Holds SIGINT back inside `with`, except inside `with interrupts.open()`.
 
-    Outside the main thread Python delivers no signals, and this does nothing.
+    Python delivers signals to its main thread only, so in any other this does nothing.
     """
 
     def __init__(self) -> None:
-        self._received = False
+        self._received = self._holding = self._over = False
         self._previous: Any = None
-
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self._received = True
+        self._opening = _Opening(self)
 
     def __enter__(self) -> "Interrupts":
-        self.take()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.give_back()
-
-    def open(self) -> "_Opening":
-        """Let the handler that was there before serve: while a consumer's code runs."""
-        return _Opening(self)
-
-    def give_back(self) -> None:
-        """Install the handler that was there before."""
-        _install(self._previous)
-
-    def take(self) -> None:
-        """Install our own, and remember the one that is there now."""
         # None is a handler that Python did not install and could not put back: left alone.
         self._previous = signal.getsignal(signal.SIGINT) if _in_main_thread() else None
         if self._previous is not None:
-            _install(self._receive)
+            signal.signal(signal.SIGINT, self._receive)
+        self.hold(True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.hold(False)
+        self._over = True
+        # A consumer that put its own handler there meanwhile keeps it.
+        if _in_main_thread() and signal.getsignal(signal.SIGINT) == self._receive:
+            signal.signal(signal.SIGINT, self._before())
+        if kind is None or kind is GeneratorExit:
+            self.check()
+
+    def open(self) -> "_Opening":
+        """Let the handler that was there before serve: while a consumer's code runs.
+
+        Ours stays installed and passes on, as installing takes long for something done per token.
+        """
+        return self._opening
+
+    def hold(self, holding: bool) -> None:
+        """Hold interrupts back from now on, or let them through."""
+        self._holding = holding and _in_main_thread()
 
     def check(self) -> None:
         """Deliver an interrupt that was held back."""
         if self._received:
             self._received = False
             with self.open():
-                signal.raise_signal(signal.SIGINT)
+                self._pass_on(signal.SIGINT, None)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self._holding:
+            self._received = True
+        else:
+            self._pass_on(signum, frame)
+
+    def _pass_on(self, signum: int, frame: FrameType | None) -> None:
+        handler = self._before()
+        if callable(handler):
+            handler(signum, frame)
+        elif handler == signal.SIG_DFL:
+            signal.signal(signum, handler)
+            signal.raise_signal(signum)
+
+    def _before(self) -> Any:
+        """The handler before ours, those of generations that ended in between left out."""
+        handler = self._previous
+        while isinstance(owner := getattr(handler, "__self__", None), Interrupts) and owner._over:
+            handler = owner._previous
+        return handler
 
 
 class _Opening:
@@ -54,16 +79,11 @@ class _Opening:
         self._interrupts = interrupts
 
     def __enter__(self) -> None:
-        self._interrupts.give_back()
+        self._interrupts.hold(False)
 
     def __exit__(self, *_: object) -> None:
-        self._interrupts.take()
-
-
-def _install(handler: Any) -> None:
-    if handler is not None and _in_main_thread():
-        signal.signal(signal.SIGINT, handler)
+        self._interrupts.hold(True)
 
 
 def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+    return threading.get_ident() == threading.main_thread().ident

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
@@ -193,7 +192,7 @@ class Decoder:
             with phase("accept"):
                 verdict = self._rule.judge(logits[0], proposals, self._history(anchor))
                 self._verified = verdict.accepted + 1
-                self._feed.add(partial(_rows, features, self._verified), self._verified)
+                self._feed.add(_rows(features, self._verified), self._verified)
             return Emission(
                 verdict.tokens, verdict.logprobs, verdict.accepted, proposals.tokens.size
             )
@@ -371,8 +370,8 @@ class _DeviceWork:
             self._cache.invalidate()
 
 
-def _rows(features: mx.array | None, count: int) -> mx.array:
-    return cast(mx.array, features)[:, :count]
+def _rows(features: mx.array | None, count: int) -> tuple[mx.array]:
+    return (cast(mx.array, features)[:, :count],)
 
 
 def _floats(array: mx.array | None) -> list[float]:

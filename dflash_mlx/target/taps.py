@@ -54,8 +54,8 @@ class TapRecorder:
                 self._recorded[slot] = mx.array(hidden_state(out))
         return out
 
-    def features(self) -> mx.array:
-        """The recorded outputs, [B, L, len(taps) * H], in the order of the taps."""
+    def outputs(self) -> tuple[mx.array, ...]:
+        """The recorded outputs in the order of the taps, [B, L, H] each."""
         outs = [o for o in self._recorded if o is not None]
         if len(outs) < len(self._recorded):
             raise RuntimeError(
@@ -63,4 +63,9 @@ class TapRecorder:
             )
         if self._stream_axis is not None:
             outs = [o.mean(axis=self._stream_axis) for o in outs]
-        return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=-1)
+        return tuple(outs)
+
+
+def joined(outputs: Sequence[mx.array]) -> mx.array:
+    """Tapped outputs [B, L, H] as features [B, L, len(outputs) * H]."""
+    return outputs[0] if len(outputs) == 1 else mx.concatenate(list(outputs), axis=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +13,7 @@ from dflash_mlx.errors import PairError
 from dflash_mlx.target.anatomy import examine
 from dflash_mlx.target.caches import UNKNOWN, Rule, leaves, rule_of
 from dflash_mlx.target.replay import MixerReplay, row_wise_children
-from dflash_mlx.target.taps import TapPlan, TapRecorder
+from dflash_mlx.target.taps import TapPlan, TapRecorder, joined
 from dflash_mlx.target.transaction import Transaction
 from dflash_mlx.target.watch import Handler, Watch
 
@@ -86,11 +86,10 @@ class TargetView:
 
     def record(
         self, tokens: mx.array, cache: list[Any], taps: Sequence[int]
-    ) -> tuple[mx.array, Callable[[], mx.array]]:
-        """`forward` for features that may never be wanted: they are joined when asked for.
+    ) -> tuple[mx.array, tuple[mx.array, ...]]:
+        """`forward` for features that may never be wanted: not joined yet.
 
-        tokens: [B, L]. Returns (logits [B, L, V], a function giving features
-        [B, L, len(taps) * H]); it holds the layers' outputs as long as it lives.
+        tokens: [B, L]. Returns (logits [B, L, V], each tap's output [B, L, H]).
         """
         return self._recorded(tokens, cache, taps, [])
 
@@ -127,8 +126,8 @@ class TargetView:
     ) -> tuple[mx.array, mx.array | None]:
         """`forward` with further modules watched."""
         if taps:
-            logits, features = self._recorded(tokens, cache, taps, handlers)
-            return logits, features()
+            logits, outputs = self._recorded(tokens, cache, taps, handlers)
+            return logits, joined(outputs)
         if not handlers:
             return self.model(tokens, cache=cache), None
         with Watch(handlers):
@@ -140,11 +139,11 @@ class TargetView:
         cache: list[Any],
         taps: Sequence[int],
         handlers: list[tuple[nn.Module, Handler]],
-    ) -> tuple[mx.array, Callable[[], mx.array]]:
+    ) -> tuple[mx.array, tuple[mx.array, ...]]:
         recorder = TapRecorder(self._plan(tuple(taps)), self._stream_axis)
         with Watch(recorder.watching(handlers)):
             logits = self.model(tokens, cache=cache)
-        return logits, recorder.features
+        return logits, recorder.outputs()
 
     def _plan(self, taps: tuple[int, ...]) -> TapPlan:
         plan = self._tap_plans.get(taps)
