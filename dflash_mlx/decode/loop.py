@@ -330,7 +330,7 @@ class Decoder:
 
     def _room(self, waiting: Emission) -> float:
         """Tokens that may follow those that wait."""
-        if set(waiting.known or ()) & self.options.stop_tokens:
+        if waiting.known and not self.options.stop_tokens.isdisjoint(waiting.known):
             return 0
         if self.options.max_tokens < 0:
             return float("inf")

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True)
-class Cycle:
+class Cycle(NamedTuple):
     """What one cycle did and took, as a strategy learns from it.
 
     Attributes:

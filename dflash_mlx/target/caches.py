@@ -6,6 +6,7 @@ back afterwards. Nothing here evaluates an array.
 """
 
 from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 import mlx.core as mx
@@ -31,7 +32,7 @@ def alias(value: Any) -> Any:
     In-place updates rebind a handle, so the aliases keep the values of this moment.
     """
     if isinstance(value, mx.array):
-        return mx.array(value)
+        return copy(value)
     if isinstance(value, (list, tuple)):
         return type(value)(alias(v) for v in value)
     if isinstance(value, dict):

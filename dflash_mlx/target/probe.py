@@ -4,6 +4,7 @@ The graph that the forward builds is dropped, not evaluated.
 """
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
 from dflash_mlx.target.caches import leaves
-from dflash_mlx.target.watch import Watch, is_callable
+from dflash_mlx.target.watch import Watch, hidden_state, is_callable
 
 PROBE_TOKENS = 5
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
@@ -35,13 +36,6 @@ class _Frame:
     module: nn.Module
     leaf_ids: set[int]
     children: int = 0
-
-
-def hidden_state(output: Any) -> Any:
-    """The array in what a layer returned: itself, or the first one of a tuple."""
-    if isinstance(output, (tuple, list)):
-        return next((o for o in output if isinstance(o, mx.array)), None)
-    return output
 
 
 def _leaf_ids(args: Any) -> Iterator[int]:
@@ -81,7 +75,7 @@ class Probe:
         self.stack.append(frame)
         try:
             # Handles of their own: some models write into a layer's output afterwards.
-            inputs = [mx.array(v) for v in values if isinstance(v, mx.array)]
+            inputs = [copy(v) for v in values if isinstance(v, mx.array)]
             output = call(module, *args, **kwargs)
         finally:
             self.stack.pop()
@@ -90,7 +84,7 @@ class Probe:
             Call(
                 module,
                 inputs,
-                mx.array(seen) if isinstance(seen, mx.array) else None,
+                copy(seen) if isinstance(seen, mx.array) else None,
                 frame.children == 0,
                 id(module) in self.layers,
                 len(self.calls),

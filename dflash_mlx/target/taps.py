@@ -6,64 +6,65 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from dflash_mlx.target.probe import hidden_state
-from dflash_mlx.target.watch import Handler
+from dflash_mlx.target.watch import Handler, own_handle
 
 
 class TapPlan:
-    """Which layer calls a tuple of taps names; made once per tuple."""
+    """Which layer calls a tuple of taps names; made once per tuple.
 
-    def __init__(self, taps: tuple[int, ...], layer_calls: Sequence[tuple[nn.Module, int]]):
-        self.taps = taps
-        self.layers: list[nn.Module] = []
-        self.slots: dict[int, list[tuple[int, int]]] = {}  # id(layer) -> [(nth call, slot)]
-        for slot, tap in enumerate(taps):
-            layer, nth = layer_calls[tap]
-            if id(layer) not in self.slots:
-                self.layers.append(layer)
-                self.slots[id(layer)] = []
-            self.slots[id(layer)].append((nth, slot))
+    All calls of the tapped layers are recorded, in their order, which in a looped model are more
+    than the taps.
+    """
 
+    def __init__(
+        self,
+        taps: tuple[int, ...],
+        layer_calls: Sequence[tuple[nn.Module, int]],
+        stream_axis: int | None,
+    ):
+        """`stream_axis` is the axis of a layer's residual streams, where the family has any."""
+        tapped = {id(layer_calls[tap][0]) for tap in taps}
+        calls = [i for i, (layer, _) in enumerate(layer_calls) if id(layer) in tapped]
+        self._layers = list(
+            {id(layer): layer for layer, _ in (layer_calls[i] for i in calls)}.values()
+        )
+        self._ids = tapped
+        self._count = len(calls)
+        self._wanted = [calls.index(tap) for tap in taps]
+        self._stream_axis = stream_axis
 
-class TapRecorder:
-    """The recorded outputs of one forward; a model with residual streams has them on an axis."""
-
-    def __init__(self, plan: TapPlan, stream_axis: int | None):
-        self._plan, self._stream_axis = plan, stream_axis
-        self._recorded: list[mx.array | None] = [None] * len(plan.taps)
-        self._calls: dict[int, int] = {}
-        self._inner: dict[int, Handler] = {}
-
-    def watching(self, others: list[tuple[nn.Module, Handler]]) -> list[tuple[nn.Module, Handler]]:
-        """The pairs to watch: the tapped layers, and others; where both want a module, both."""
-        slots = self._plan.slots
-        self._inner = {id(m): handler for m, handler in others if id(m) in slots}
-        pairs: list[tuple[nn.Module, Handler]] = [p for p in others if id(p[0]) not in slots]
-        pairs.extend((layer, self._record) for layer in self._plan.layers)
+    def watching(
+        self, outputs: list[mx.array], others: list[tuple[nn.Module, Handler]]
+    ) -> list[tuple[nn.Module, Handler | list[mx.array]]]:
+        """What to watch so that `outputs` is filled, and others; where both want a module, both."""
+        pairs: list[tuple[nn.Module, Handler | list[mx.array]]]
+        pairs = [(layer, outputs) for layer in self._layers]
+        for module, handler in others:
+            if id(module) in self._ids:
+                pairs.append((module, _both(handler, outputs)))
+            else:
+                pairs.append((module, handler))
         return pairs
 
-    def _record(self, call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        key = id(module)
-        inner = self._inner.get(key) if self._inner else None
-        out = inner(call, module, args, kwargs) if inner else call(module, *args, **kwargs)
-        nth = self._calls.get(key, 0)
-        self._calls[key] = nth + 1
-        for wanted, slot in self._plan.slots[key]:
-            if wanted == nth:
-                # A handle of its own: gemma3n writes into the output later.
-                self._recorded[slot] = mx.array(hidden_state(out))
-        return out
-
-    def outputs(self) -> tuple[mx.array, ...]:
-        """The recorded outputs in the order of the taps, [B, L, H] each."""
-        outs = [o for o in self._recorded if o is not None]
-        if len(outs) < len(self._recorded):
+    def pick(self, outputs: list[mx.array]) -> tuple[mx.array, ...]:
+        """The taps' outputs in their order, [B, L, H] each, of all that were recorded."""
+        if len(outputs) != self._count:
             raise RuntimeError(
                 "The target's layers were replaced after it was examined; make its view again."
             )
+        picked = [outputs[i] for i in self._wanted]
         if self._stream_axis is not None:
-            outs = [o.mean(axis=self._stream_axis) for o in outs]
-        return tuple(outs)
+            picked = [o.mean(axis=self._stream_axis) for o in picked]
+        return tuple(picked)
+
+
+def _both(handler: Handler, outputs: list[mx.array]) -> Handler:
+    def handle(call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        out = handler(call, module, args, kwargs)
+        outputs.append(own_handle(out))
+        return out
+
+    return handle
 
 
 def joined(outputs: Sequence[mx.array]) -> mx.array:

@@ -13,7 +13,7 @@ from dflash_mlx.errors import PairError
 from dflash_mlx.target.anatomy import examine
 from dflash_mlx.target.caches import UNKNOWN, Rule, leaves, rule_of
 from dflash_mlx.target.replay import MixerReplay, row_wise_children
-from dflash_mlx.target.taps import TapPlan, TapRecorder, joined
+from dflash_mlx.target.taps import TapPlan, joined
 from dflash_mlx.target.transaction import Transaction
 from dflash_mlx.target.watch import Handler, Watch
 
@@ -140,14 +140,14 @@ class TargetView:
         taps: Sequence[int],
         handlers: list[tuple[nn.Module, Handler]],
     ) -> tuple[mx.array, tuple[mx.array, ...]]:
-        recorder = TapRecorder(self._plan(tuple(taps)), self._stream_axis)
-        with Watch(recorder.watching(handlers)):
+        plan, outputs = self._plan(tuple(taps)), list[mx.array]()
+        with Watch(plan.watching(outputs, handlers)):
             logits = self.model(tokens, cache=cache)
-        return logits, recorder.outputs()
+        return logits, plan.pick(outputs)
 
     def _plan(self, taps: tuple[int, ...]) -> TapPlan:
         plan = self._tap_plans.get(taps)
         if plan is None:
             self.check_taps(taps)
-            plan = self._tap_plans[taps] = TapPlan(taps, self._layer_calls)
+            plan = self._tap_plans[taps] = TapPlan(taps, self._layer_calls, self._stream_axis)
         return plan

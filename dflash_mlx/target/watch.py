@@ -7,8 +7,10 @@ and it works where a model hands out copies of its list of layers.
 
 import threading
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 # handler(call, module, args, kwargs) -> result, where call(module, *args, **kwargs) is the
@@ -17,7 +19,7 @@ Handler = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, An
 
 
 class _Local(threading.local):
-    handlers: dict[int, Handler] = {}  # noqa: RUF012 - replaced, never changed in place
+    handlers: dict[int, Handler | list[mx.array]] = {}  # noqa: RUF012 - replaced, never changed in place
 
 
 _local = _Local()
@@ -32,9 +34,25 @@ def _subclass(cls: type) -> type:
         handler = _local.handlers.get(id(self))
         if handler is None:
             return cls.__call__(self, *args, **kwargs)
+        if isinstance(handler, list):
+            out = cls.__call__(self, *args, **kwargs)
+            handler.append(copy(out) if type(out) is mx.array else own_handle(out))
+            return out
         return handler(cls.__call__, self, args, kwargs)
 
     return type(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__})
+
+
+def hidden_state(output: Any) -> Any:
+    """The array in what a layer returned: itself, or the first one of a tuple."""
+    if isinstance(output, (tuple, list)):
+        return next((o for o in output if isinstance(o, mx.array)), None)
+    return output
+
+
+def own_handle(output: Any) -> mx.array:
+    """The array in what a layer returned, safe from what the model writes into it later."""
+    return copy(hidden_state(output))
 
 
 def is_callable(module: nn.Module) -> bool:
@@ -45,11 +63,12 @@ def is_callable(module: nn.Module) -> bool:
 class Watch:
     """Route calls of the given modules, made by this thread inside the block, to handlers.
 
-    Calls from other threads pass through untouched. Blocks nest; an inner handler of the same
-    module hides the outer one.
+    In place of a handler a list can stand: outputs are appended to it, which costs less. Calls from
+    other threads pass through untouched. Blocks nest; an inner handler of the same module hides the
+    outer one.
     """
 
-    def __init__(self, handlers: Iterable[tuple[nn.Module, Handler]]):
+    def __init__(self, handlers: Iterable[tuple[nn.Module, Handler | list[mx.array]]]):
         self._pairs = list(handlers)
         self._done: list[nn.Module] = []
 
