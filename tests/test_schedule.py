@@ -210,6 +210,41 @@ def test_a_slow_moment_of_plain_decoding_is_forgotten_at_the_next_run():
     assert plain_run(2.8, 40) > 2.5
 
 
+def test_plain_decoding_is_known_once_its_runs_agree():
+    model = CostModel(Costs(1.0, (2.0, 2.0), 0.1))
+
+    def plain_run(seconds: float) -> None:
+        model.observe(100, 1, 2.0)
+        for _ in range(5):
+            model.observe(100, None, seconds)
+
+    plain_run(1.0)
+    assert not model.knows_plain(100)
+    plain_run(1.1)
+    assert model.knows_plain(100)
+    plain_run(3.0)
+    assert not model.knows_plain(100)
+
+
+def test_a_slow_moment_that_ends_while_drafting_wins_has_plain_decoding_timed_again():
+    """The end shows in the drafted cycles alone: they take half as long as after the last trial."""
+
+    def first_trial(end: int) -> int:
+        """Cycles from the 200th, by which plain decoding has been timed often, to the next one."""
+        strategy = AdaptiveLength(Learned(CostModel(Costs(3.0, (4.0,) * 8, 0.1)), 7))
+        for i in range(2000):
+            slow = i < end
+            count = strategy.choose(7, 100)
+            if count == 0 and i > 200:
+                return i - 200
+            seconds = (3.0 if slow else 1.0) if count == 0 else (4.0 if slow else 2.0)
+            strategy.observe(Cycle(100, count or None, min(count, 4), seconds))
+        return 2000
+
+    assert first_trial(end=200) < 50
+    assert first_trial(end=2000) > 80
+
+
 def test_costs_of_a_longer_context_begin_with_the_nearest_known_and_go_their_own_way():
     model = CostModel(Costs(1.0, (2.0, 2.0), 0.1))
     for _ in range(40):

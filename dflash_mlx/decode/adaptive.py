@@ -16,6 +16,7 @@ from math import sqrt
 from dflash_mlx.decode.allowance import Allowance
 from dflash_mlx.decode.cost import CostModel, Costs
 from dflash_mlx.decode.excursion import Excursions
+from dflash_mlx.decode.pace import Pace
 from dflash_mlx.decode.reading import Reading
 from dflash_mlx.decode.schedule import Cycle
 from dflash_mlx.decode.value import Calibration, TextFilter, expected_tokens
@@ -30,6 +31,7 @@ class Learned:
         text: how well the draft guesses.
         allowance: what drafting may lose.
         excursions: what going from plain decoding to drafting and back costs.
+        pace: of drafted cycles, against when plain decoding was last timed.
         drafted: cycles with a draft forward so far.
         since_plain: time since plain decoding was last timed, in plain steps.
     """
@@ -40,6 +42,7 @@ class Learned:
         self.text = TextFilter(positions)
         self.allowance = Allowance()
         self.excursions = Excursions()
+        self.pace = Pace()
         self.drafted = 0
         self.since_plain = 0.0
 
@@ -55,6 +58,7 @@ class AdaptiveLength:
     eager_share = 0.1  # of the time, for looks at a text that may well be good
     plain_run = 5  # plain cycles timed together
     plain_share = 0.01  # what timing them may cost while drafting wins
+    plain_interval = 32  # plain steps between two timings at least
 
     def __init__(self, learned: Learned):
         self.learned = learned
@@ -118,10 +122,13 @@ class AdaptiveLength:
         if cycle.verified is None:
             self._unseen += 1
             self.learned.since_plain = 0.0
+            self.learned.pace.plain()
             self._rest = max(self._rest - 1, 0)
             self.allowance.charge(1.0, 1)
             return
         seconds = self._now.cycle[cycle.verified] + (self._now.reading if cycle.read else 0.0)
+        if cycle.seconds is not None and not cycle.after_plain:
+            self.learned.pace.observe(cycle.seconds / seconds)
         self._cycles += 1
         self.learned.drafted += 1
         steps = seconds / self._now.plain + cycle.after_plain * self.excursions.steps
@@ -153,7 +160,8 @@ class AdaptiveLength:
         if self._plain_left == 0:
             loss = self.plain_run * max(1 - 1 / gain, 0.0)
             share = self.plain_share / (4 if self.costs.knows_plain(context) else 1)
-            if self.learned.since_plain > max(loss / share, 32):
+            due = 0.0 if self.learned.pace.faster else loss / share
+            if self.learned.since_plain > max(due, self.plain_interval):
                 self._plain_left = self.plain_run
         if self._plain_left:
             self._plain_left -= 1

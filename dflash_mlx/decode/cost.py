@@ -66,8 +66,8 @@ class CostModel:
         return _level_of(context) in self._known or self._level(context).plain.known
 
     def knows_plain(self, context: int) -> bool:
-        """Whether plain cycles were timed near this context length, and not just once."""
-        return len(self._level(context).plain) >= 9
+        """Whether plain cycles were timed near this context length, and agree."""
+        return self._level(context).plain.steady
 
     def tries(self, context: int) -> Counter[int]:
         """How many cycles the estimates here come from, by proposals."""
@@ -192,6 +192,12 @@ class _PlainSamples(_Samples):
             return run.middle
         fastest = min((r.middle for r in self._runs if r.known), default=usual)
         return fastest if fastest < self.far * usual else usual
+
+    @property
+    def steady(self) -> bool:
+        """Whether several runs were timed, and none of the latest was far from the others."""
+        middles = [run.middle for run in self._runs if run.known]
+        return len(self) >= 9 and min(middles, default=0.0) > self.far * max(middles, default=0.0)
 
 
 class _Level:
