@@ -11,7 +11,7 @@ from mlx_lm.utils import load as load_mlx_lm
 from dflash_mlx.draft import DFlash2Draft, DFlashDraft, DraftConfig
 from dflash_mlx.draft.dtype import parameters, set_activation_dtype
 from dflash_mlx.draft.quantize import Quantization, quantize_draft, quantize_like
-from dflash_mlx.errors import CheckpointError
+from dflash_mlx.errors import CheckpointError, first_line
 from dflash_mlx.repository import (
     is_draft_config,
     read_config,
@@ -182,10 +182,5 @@ def load_target(
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"mlx-lm cannot load {path_or_repo}: {_first_line(error)}") from error
+        raise CheckpointError(f"mlx-lm cannot load {path_or_repo}: {first_line(error)}.") from error
     return target, tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".") + "."

@@ -19,3 +19,9 @@ class UnsupportedTarget(DFlashError):
 
 class InvalidCache(DFlashError):
     """A prompt cache that an exception left in an unknown state."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or its name where it says nothing; no full stop at the end."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")

@@ -28,11 +28,11 @@ from dflash_mlx.draft.config import default_target_layer_ids
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.target import TargetView
 from dflash_mlx.training import Evaluation, Plan, Training, train
+from dflash_mlx.training.answers import Author, answer_file, answered
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.data import can_teach, encode_rows, opening, read_rows
 from dflash_mlx.training.demo_text import example
 from dflash_mlx.training.design import even_taps, mask_token, shared_heads
-from dflash_mlx.training.outputs import Author, answer_file, answered
 from dflash_mlx.training.run import final_norm
 from dflash_mlx.training.trainer import FrozenTarget, Trainer, TrainingOptions, new_draft
 from tests import tiny_pair

@@ -15,17 +15,17 @@ from dflash_mlx.conversation.template import Template
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.draft import DFlash2Draft, DFlashDraft
 from dflash_mlx.draft.dtype import is_quantized
-from dflash_mlx.errors import DFlashError
+from dflash_mlx.errors import DFlashError, first_line
 from dflash_mlx.pairs import check_pair
 from dflash_mlx.repository import read_config, resolve
 from dflash_mlx.target import TargetView
+from dflash_mlx.training.answers import Author, answer_file, answered
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.card import training_card
 from dflash_mlx.training.data import Row, can_teach, encode_rows, read_rows
 from dflash_mlx.training.design import design_draft
 from dflash_mlx.training.directory import TrainingDirectory
 from dflash_mlx.training.evaluation import Evaluation, acceptance_length
-from dflash_mlx.training.outputs import Author, answer_file, answered
 from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.trainer import (
     FrozenTarget,
@@ -262,7 +262,7 @@ class Training:
                 raise
             plan = self.plan
             raise DFlashError(
-                f"Memory ran out in step {self.trainer.step_count + 1} ({_first_line(error)}); "
+                f"Memory ran out in step {self.trainer.step_count + 1} ({first_line(error)}); "
                 f"lower --batch-size (now {plan.batch_size}), --anchors (now {plan.anchors}) or "
                 f"--seq-length (now {plan.seq_length}), in this order."
             ) from error
@@ -304,8 +304,3 @@ def _split(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sam
     count = min(HELD_OUT, max(1, len(samples) // 10))
     held_out, rest = sorted(order[:count]), sorted(order[count:])
     return [samples[i] for i in held_out], [samples[i] for i in rest]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
