@@ -1,6 +1,5 @@
 """A target and a draft that are tables, so that the true distribution is known exactly."""
 
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -35,9 +34,9 @@ class TableTarget:
 
     def record(
         self, tokens: mx.array, cache: Any, taps: Any
-    ) -> tuple[mx.array, Callable[[], mx.array]]:
+    ) -> tuple[mx.array, tuple[mx.array, ...]]:
         logits, features = self.forward(tokens, cache, taps)
-        return logits, lambda: features
+        return logits, (features,)
 
 
 class TransactionOfTable(TableTarget):
