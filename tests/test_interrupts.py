@@ -1,6 +1,8 @@
 """Ctrl-C while several generations are open, and beside a consumer's own handler."""
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -85,6 +87,21 @@ def test_ignored_interrupts_stay_ignored(handler: object) -> None:
             interrupt()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     signal.signal(signal.SIGINT, handler)  # type: ignore[arg-type]
+
+
+def test_where_interrupts_end_the_process_they_still_do() -> None:
+    code = """
+import signal
+from dflash_mlx.decode.interrupts import Interrupts
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+with Interrupts() as interrupts:
+    signal.raise_signal(signal.SIGINT)
+    print("held", flush=True)
+    interrupts.check()
+print("alive", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "held\n"), done.stderr
 
 
 def test_a_generation_in_another_thread_holds_nothing_back() -> None:

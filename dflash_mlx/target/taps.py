@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from dflash_mlx.target.watch import Handler, own_handle
+from dflash_mlx.target.watch import Handler, Listener, own_handle
 
 
 class TapPlan:
@@ -23,27 +23,21 @@ class TapPlan:
         stream_axis: int | None,
     ):
         """`stream_axis` is the axis of a layer's residual streams, where the family has any."""
-        tapped = {id(layer_calls[tap][0]) for tap in taps}
-        calls = [i for i, (layer, _) in enumerate(layer_calls) if id(layer) in tapped]
-        self._layers = list(
-            {id(layer): layer for layer, _ in (layer_calls[i] for i in calls)}.values()
-        )
-        self._ids = tapped
+        self._layers = {id(layer): layer for layer, _ in (layer_calls[tap] for tap in taps)}
+        calls = [i for i, (layer, _) in enumerate(layer_calls) if id(layer) in self._layers]
         self._count = len(calls)
         self._wanted = [calls.index(tap) for tap in taps]
         self._stream_axis = stream_axis
 
     def watching(
         self, outputs: list[mx.array], others: list[tuple[nn.Module, Handler]]
-    ) -> list[tuple[nn.Module, Handler | list[mx.array]]]:
+    ) -> list[tuple[nn.Module, Listener]]:
         """What to watch so that `outputs` is filled, and others; where both want a module, both."""
-        pairs: list[tuple[nn.Module, Handler | list[mx.array]]]
-        pairs = [(layer, outputs) for layer in self._layers]
+        pairs: list[tuple[nn.Module, Listener]]
+        pairs = [(layer, outputs) for layer in self._layers.values()]
         for module, handler in others:
-            if id(module) in self._ids:
-                pairs.append((module, _both(handler, outputs)))
-            else:
-                pairs.append((module, handler))
+            both = id(module) in self._layers
+            pairs.append((module, _both(handler, outputs) if both else handler))
         return pairs
 
     def pick(self, outputs: list[mx.array]) -> tuple[mx.array, ...]:

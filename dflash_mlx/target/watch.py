@@ -16,10 +16,12 @@ import mlx.nn as nn
 # handler(call, module, args, kwargs) -> result, where call(module, *args, **kwargs) is the
 # module's own behaviour.
 Handler = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+# What listens to a module: a handler, or a list that its outputs are appended to.
+Listener = Handler | list[mx.array]
 
 
 class _Local(threading.local):
-    handlers: dict[int, Handler | list[mx.array]] = {}  # noqa: RUF012 - replaced, never changed in place
+    handlers: dict[int, Listener] = {}  # noqa: RUF012 - replaced, never changed in place
 
 
 _local = _Local()
@@ -36,7 +38,7 @@ def _subclass(cls: type) -> type:
             return cls.__call__(self, *args, **kwargs)
         if isinstance(handler, list):
             out = cls.__call__(self, *args, **kwargs)
-            handler.append(copy(out) if type(out) is mx.array else own_handle(out))
+            handler.append(own_handle(out))
             return out
         return handler(cls.__call__, self, args, kwargs)
 
@@ -63,12 +65,11 @@ def is_callable(module: nn.Module) -> bool:
 class Watch:
     """Route calls of the given modules, made by this thread inside the block, to handlers.
 
-    In place of a handler a list can stand: outputs are appended to it, which costs less. Calls from
-    other threads pass through untouched. Blocks nest; an inner handler of the same module hides the
-    outer one.
+    A list in place of a handler costs less. Calls from other threads pass through untouched. Blocks
+    nest; an inner handler of the same module hides the outer one.
     """
 
-    def __init__(self, handlers: Iterable[tuple[nn.Module, Handler | list[mx.array]]]):
+    def __init__(self, handlers: Iterable[tuple[nn.Module, Listener]]):
         self._pairs = list(handlers)
         self._done: list[nn.Module] = []
 
