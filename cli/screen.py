@@ -22,8 +22,8 @@ err = _console(stderr=True)
 
 
 def note(text: str) -> None:
-    """A remark beside the output, on stderr."""
-    err.print(text, style="dim", markup=False, soft_wrap=True)
+    """A remark beside the output, on stderr; wrapped between words where somebody watches."""
+    err.print(text, style="dim", markup=False, soft_wrap=not err.is_terminal)
 
 
 def fail(text: str) -> None:
