@@ -173,7 +173,7 @@ def stream_generate(
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     prompt = encode(tokenizer, prompt)
-    fixed = _fixed_length(verify_length, model.draft.block_size)
+    _fixed_length(verify_length, model.draft.block_size)
     if max_tokens == 0 or max_tokens < -1:
         raise DFlashError(f"max_tokens is {max_tokens}; give at least 1, or -1 for no limit.")
     if max_kv_size is not None:
@@ -203,16 +203,39 @@ def stream_generate(
         sample_proposals=sample_proposals,
     )
     with wired_limit(model.target, [cast(mx.Stream, generation_stream)]):
-        decoder = Decoder(
-            model.view,
-            model.draft,
-            cache,
-            _adaptive_length(model) if fixed is None else FixedLength(fixed),
-            options,
-            drafting=fixed != 0,
-            keep_cache=prompt_cache is not None,
+        decoder = make_decoder(
+            model, cache, options, verify_length, keep_cache=prompt_cache is not None
         )
         yield from _responses(decoder, tokenizer, prompt, refill)
+
+
+def make_decoder(
+    model: SpeculativeModel,
+    cache: PromptCache,
+    options: Options,
+    verify_length: int | str | None = "auto",
+    *,
+    keep_cache: bool = True,
+) -> Decoder:
+    """One generation on a cache, for callers that run it step by step.
+
+    Args:
+        verify_length: as for `stream_generate`.
+        keep_cache: whether the cache is wanted afterwards.
+
+    Raises:
+        DFlashError: a verify length that cannot be meant.
+    """
+    fixed = _fixed_length(verify_length, model.draft.block_size)
+    return Decoder(
+        model.view,
+        model.draft,
+        cache,
+        _adaptive_length(model) if fixed is None else FixedLength(fixed),
+        options,
+        drafting=fixed != 0,
+        keep_cache=keep_cache,
+    )
 
 
 def _responses(

@@ -4,7 +4,7 @@ from dflash_mlx.decode.acceptance import LogitsProcessor
 from dflash_mlx.decode.adaptive import AdaptiveLength, Learned
 from dflash_mlx.decode.cache import BorrowedCache, PromptCache
 from dflash_mlx.decode.cost import CostModel
-from dflash_mlx.decode.loop import Decoder, Options
+from dflash_mlx.decode.loop import Decoder, Options, Prefilled
 from dflash_mlx.decode.rehearsal import measure_costs
 from dflash_mlx.decode.sampling import Sampler, make_sampler
 from dflash_mlx.decode.schedule import FixedLength, VerifyLength
@@ -20,6 +20,7 @@ __all__ = [
     "Learned",
     "LogitsProcessor",
     "Options",
+    "Prefilled",
     "PromptCache",
     "Sampler",
     "Statistics",

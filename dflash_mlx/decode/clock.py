@@ -20,7 +20,7 @@ class CycleClock:
         self._last = 0.0
         self._away = self._left = 0.0
         self._drafted: bool | None = None
-        self._joins = self.joined = self.changed = False
+        self._joins = self.joined = self.changed = self._spoiled = False
 
     def join(self) -> None:
         """A plain cycle's verdict came, but the next one's shall count as the same lap."""
@@ -33,10 +33,14 @@ class CycleClock:
         self.changed = self._drafted is True and not drafted
         usual = self._drafted is not None and (self._joins or not drafted or self._drafted)
         # A consumer that took most of the time may have stopped to think.
-        usual = usual and self._away < 0.5 * seconds
+        usual = usual and self._away < 0.5 * seconds and not self._spoiled
         self._last, self._away, self._drafted = now, 0.0, drafted
-        self.joined, self._joins = self._joins, False
+        self.joined, self._joins, self._spoiled = self._joins, False, False
         return seconds if usual else None
+
+    def spoil(self) -> None:
+        """Something else had the device: the next lap tells nothing."""
+        self._spoiled = True
 
     def leave(self) -> None:
         """The consumer's code begins to run."""

@@ -1,6 +1,7 @@
 """The DFlash decode loop: draft, verify, accept, commit (arXiv:2602.06036, section 3)."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -47,8 +48,16 @@ class Options:
     sample_proposals: bool | None = None
 
 
+@dataclass(frozen=True)
+class Prefilled:
+    """So many tokens of a prompt, of so many, have been run."""
+
+    done: int
+    total: int
+
+
 class Decoder:
-    """One generation over one sequence: `run` is the algorithm, the other methods its steps.
+    """One generation over one sequence: `steps` is the algorithm, the other methods its parts.
 
     `cache.tokens` grows as tokens are emitted. However the generation ends, a cache that is kept
     then stands for exactly these tokens.
@@ -82,8 +91,10 @@ class Decoder:
         self._feed = ContextFeed(draft, cache.context)
         self._interrupts = Interrupts()
         self._clock = CycleClock()
+        self.prefill_step_size = options.prefill_step_size
         self._transaction: Transaction | None = None
         self._verified = 0
+        self._taken = False
         # Tokens in the target's caches, and where a plain mlx_lm cache began.
         self._rows = self._history_start = len(cache.tokens)
         self._shift = cache.context.offset - self._rows
@@ -95,9 +106,35 @@ class Decoder:
             prompt: ids that follow what the cache stands for; at least one.
             refill: ids to run before the prompt, for a cache that has to be filled again.
         """
+        with closing(self.steps(prompt, refill)) as steps:
+            for step in steps:
+                if isinstance(step, Prefilled):
+                    self.options.prompt_progress_callback(step.done, step.total)
+                else:
+                    yield from step
+
+    def steps(
+        self, prompt: list[int], refill: Sequence[int] = (), boundaries: Sequence[int] = ()
+    ) -> Generator[Prefilled | Iterator[Token], None, None]:
+        """`run` in turns that another sequence may come between: prefill chunks, then cycles.
+
+        A cycle's tokens come as an iterator that waits for the device. They are emitted as they are
+        taken; a caller that takes fewer than all ends the generation.
+
+        Args:
+            prompt, refill: as for `run`.
+            boundaries: counts of tokens in the cache at which a prefill chunk shall end.
+        """
         with self._interrupts:
             try:
-                waiting = self.prefill(prompt, list(refill))
+                refill = list(refill)
+                self._history_start += len(refill)
+                yield from self._prefill([*refill, *prompt], boundaries)
+                self.cache.tokens.append(prompt[-1])
+                waiting = self.plain_forward(mx.array(prompt[-1:]))
+                waiting.forwards = 0
+                total = len(refill) + len(prompt)
+                yield Prefilled(total, total)
                 anchor = waiting.last
                 while not self.finished:
                     # The device gets its next work before the host emits. A forward of the target
@@ -112,7 +149,9 @@ class Decoder:
                         proposals = self.propose(anchor, count)
                     elif self._transaction is None and self._continues(waiting):
                         following = self.plain_forward(anchor)
-                    yield from self.emit(waiting, followed=proposals is not None)
+                    self._taken = False
+                    yield self.emit(waiting, followed=proposals is not None)
+                    self.finished |= not self._taken
                     self.commit()
                     self._interrupts.check()
                     if self.finished:
@@ -125,30 +164,39 @@ class Decoder:
             finally:
                 self.close()
 
-    def prefill(self, prompt: list[int], refill: list[int]) -> Emission:
-        """Run the prompt in mlx_lm's chunks; its last token alone gives the first one emitted."""
-        prompt = refill + prompt
-        self._history_start += len(refill)
-        total, done = len(prompt), 0
-        self.options.prompt_progress_callback(done, total)
+    def fill(
+        self, tokens: list[int], boundaries: Sequence[int] = ()
+    ) -> Generator[Prefilled, None, None]:
+        """Run tokens into the cache and emit nothing; `boundaries` are those of `steps`."""
+        with self._interrupts:
+            try:
+                # The last token of a prompt is left to give logits, which nobody wants here.
+                yield from self._prefill([*tokens, 0], boundaries)
+            finally:
+                self.close()
+
+    def _prefill(
+        self, prompt: list[int], boundaries: Sequence[int]
+    ) -> Generator[Prefilled, None, None]:
+        """Run all of a prompt but its last token, in mlx_lm's chunks."""
+        total, done, begin = len(prompt), 0, len(self.cache.tokens)
+        yield Prefilled(done, total)
         while total - done > 1:
-            chunk = prompt[done : min(done + self.options.prefill_step_size, total - 1)]
-            done += len(chunk)
-            # A draft whose layers all slide sees nothing of what lies far before the end.
-            seen = self._feed.reaches(total - done)
+            end = min(done + self.prefill_step_size, total - 1)
+            end = min([b - begin for b in boundaries if done < b - begin < end], default=end)
+            chunk, done = prompt[done:end], end
+            # A draft whose layers all slide sees nothing of what lies far before the place where
+            # it may begin: the end, or a boundary that somebody comes back to.
+            starts = [total, *(b - begin for b in boundaries if b - begin >= done)]
+            seen = self._feed.reaches(min(starts) - done)
             with self._cycle():
                 self._forward(mx.array(chunk), self._taps if seen else ())
                 self.cache.tokens += chunk
                 mx.eval([c.state for c in self.cache.target])
                 self._feed.settle()
-            self.options.prompt_progress_callback(done, total)
-            self._interrupts.check()
             mx.clear_cache()
-        self.cache.tokens.append(prompt[-1])
-        first = self.plain_forward(mx.array(prompt[-1:]))
-        first.forwards = 0
-        self.options.prompt_progress_callback(total, total)
-        return first
+            yield Prefilled(done, total)
+            self._interrupts.check()
 
     @phase("draft")
     def propose(self, anchor: mx.array, count: int) -> Proposals:
@@ -238,7 +286,22 @@ class Decoder:
                 yield token
             self._clock.back()
             if self.finished:
-                return
+                break
+        self._taken = True
+
+    def spoil(self) -> None:
+        """Another sequence had the device meanwhile, so this cycle's time tells nothing."""
+        self._clock.spoil()
+
+    def retract(self, count: int) -> None:
+        """Take the last tokens of the cycle just emitted back, as far as caches can, and finish.
+
+        A plain step's token stays: the target may have run it by now.
+        """
+        count = min(count, len(self.cache.tokens) - self._rows - 1) if self._transaction else 0
+        if count > 0:
+            del self.cache.tokens[-count:]
+        self.finished = True
 
     @phase("rollback")
     def commit(self) -> None:
