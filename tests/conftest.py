@@ -1,8 +1,16 @@
 """The suite neither reads nor writes what the user's own cache and data directories hold."""
 
+import importlib.util
 import os
 import tempfile
+from pathlib import Path
+
+import dflash_mlx.demo
 
 _directory = tempfile.TemporaryDirectory(prefix="dflash-mlx-tests-")
 for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
     os.environ[name] = os.path.join(_directory.name, name)
+
+# No wheel has the making of the demo pair; `tests/run` lays it beside the tests.
+if importlib.util.find_spec("dflash_mlx.demo.making") is None:
+    dflash_mlx.demo.__path__.append(str(Path(__file__).resolve().parents[1] / "demo"))

@@ -13,24 +13,24 @@ from tokenizers import Tokenizer
 
 from dflash_mlx import load
 from dflash_mlx.demo import demo_paths, demo_prompts
-from dflash_mlx.training.check_demo import Score, score
-from dflash_mlx.training.demo_prompts import bench_prompts
-from dflash_mlx.training.demo_target import Lesson, encode, last_answer, taught, train_target
-from dflash_mlx.training.demo_text import (
+from dflash_mlx.demo.making.check import Score, score
+from dflash_mlx.demo.making.prompts import bench_prompts
+from dflash_mlx.demo.making.target import Lesson, encode, last_answer, taught, train_target
+from dflash_mlx.demo.making.text import (
     KINDS,
     early_example,
     example,
     practice_example,
     training_example,
 )
-from dflash_mlx.training.demo_tokenizer import (
+from dflash_mlx.demo.making.tokenizer import (
     END,
     MASK,
     SPECIALS,
     save_tokenizer,
     train_tokenizer,
 )
-from dflash_mlx.training.demo_words import Words, training_may_use
+from dflash_mlx.demo.making.words import Words, training_may_use
 
 SPAN = 8
 

@@ -23,6 +23,7 @@ from mlx_lm.utils import quantize_model, save_model
 from dflash_mlx import load, load_draft, stream_generate
 from dflash_mlx.conversation.template import Template
 from dflash_mlx.demo import demo_paths
+from dflash_mlx.demo.making.text import example
 from dflash_mlx.draft import DraftConfig
 from dflash_mlx.draft.config import default_target_layer_ids
 from dflash_mlx.errors import DFlashError
@@ -31,10 +32,9 @@ from dflash_mlx.training import Evaluation, Plan, Training, train
 from dflash_mlx.training.answers import Author, answer_file, answered
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.data import can_teach, encode_rows, opening, read_rows
-from dflash_mlx.training.demo_text import example
 from dflash_mlx.training.design import even_taps, mask_token, shared_heads
 from dflash_mlx.training.run import final_norm
-from dflash_mlx.training.trainer import FrozenTarget, Trainer, TrainingOptions, new_draft
+from dflash_mlx.training.trainer import FrozenTarget, Trainer, new_draft
 from tests import tiny_pair
 from tests.command_line import complaint, run, spawn
 from tests.families.models import CONFIGS, REFUSED, build, configure
@@ -529,8 +529,8 @@ def test_every_family_is_trained_for(family: str) -> None:
         "dflash_config": {"target_layer_ids": taps, "mask_token_id": 0},
     }
     samples = [Sample(tokens[0], np.ones(40, bool)), Sample(tokens[1, :25], np.ones(25, bool))]
-    options = TrainingOptions(steps=2, batch_size=2, seq_length=40, anchors=4)
-    trainer = Trainer(new_draft(config, final_norm(view), 0), frozen, samples, options)
+    plan = Plan("", Path(), steps=2, batch_size=2, seq_length=40, anchors=4)
+    trainer = Trainer(new_draft(config, final_norm(view), 0), frozen, samples, plan)
     before = dict(tree_flatten(trainer.draft.parameters()))
     assert all(np.isfinite(trainer.step().loss) for _ in range(2))
     after = dict(tree_flatten(trainer.draft.parameters()))

@@ -1,4 +1,4 @@
-"""Training a draft for an mlx-lm target; and the demo pair's own text and target."""
+"""Training a draft for an mlx-lm target."""
 
 from dflash_mlx.training.evaluation import Evaluation
 from dflash_mlx.training.plan import Plan

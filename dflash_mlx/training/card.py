@@ -22,18 +22,18 @@ def training_card(name: str, plan: Plan, trainer: Trainer, evaluation: Evaluatio
         base_model=None if local else target,
         base_model_relation=None if local else "adapter",
     )
-    draft, options = trainer.draft, trainer.options
+    draft = trainer.draft
     rows = [
         ("Target", target),
         ("Draft", f"{len(draft.layers)} layers, block {draft.block_size}"),
         ("Taps", ", ".join(map(str, draft.target_layer_ids))),
         ("Data", f"{plan.data.name}, {len(trainer.samples)} sequences"),
         ("Answered by the target", f"{plan.regenerate} rows" if plan.regenerate else "no"),
-        ("Steps", f"{trainer.step_count} of {options.steps}"),
-        ("Batch", f"{options.batch_size} sequences of {options.seq_length} tokens"),
-        ("Anchors", f"{options.anchors} a sequence"),
-        ("Learning rate", f"{options.learning_rate:g}, warm-up {options.warmup} steps"),
-        ("Gamma, seed", f"{options.gamma:g}, {options.seed}"),
+        ("Steps", f"{trainer.step_count} of {plan.steps}"),
+        ("Batch", f"{plan.batch_size} sequences of {plan.seq_length} tokens"),
+        ("Anchors", f"{plan.anchors} a sequence"),
+        ("Learning rate", f"{plan.lr:g}, warm-up {plan.warmup} steps"),
+        ("Gamma, seed", f"{plan.gamma:g}, {plan.seed}"),
     ]
     if plan.init is not None:
         rows.append(("Began from", Path(plan.init).name))

@@ -1,6 +1,7 @@
 """What is to be trained, on what, and how."""
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ class Plan:
                 "A draft to go on from has its own layers, block size and taps; leave these out, "
                 "or init."
             )
+
+    def blocks_of(self, width: int) -> int:
+        """Blocks drawn from a sequence that is `width` tokens wide with its padding."""
+        return max(1, round(self.anchors * width / self.seq_length))
+
+    def learning_rate_at(self, step: int) -> float:
+        """Rises over `warmup` steps, then falls to nothing along a cosine."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
     def options(self) -> dict[str, Any]:
         """The plan as JSON values, with a digest of the data: what a resumed run must share."""

@@ -31,7 +31,6 @@ from dflash_mlx.training.trainer import (
     FrozenTarget,
     StepReport,
     Trainer,
-    TrainingOptions,
     new_draft,
 )
 
@@ -107,16 +106,7 @@ class Training:
             draft,
             FrozenTarget.of(self.view, draft.target_layer_ids),
             samples,
-            TrainingOptions(
-                steps=plan.steps,
-                batch_size=plan.batch_size,
-                seq_length=plan.seq_length,
-                anchors=plan.anchors,
-                learning_rate=plan.lr,
-                warmup=plan.warmup,
-                gamma=plan.gamma,
-                seed=plan.seed,
-            ),
+            plan,
         )
         if saved:
             self.trainer.restore(self.directory.state)
@@ -243,7 +233,7 @@ class Training:
             {
                 "step": report.step,
                 "loss": report.loss,
-                "learning_rate": self.trainer.options.learning_rate_at(report.step - 1),
+                "learning_rate": self.plan.learning_rate_at(report.step - 1),
                 "tokens": report.tokens,
                 "seconds": round(report.seconds, 4),
                 "right": report.right.tolist(),

@@ -1,6 +1,5 @@
 """Train a DFlash draft for a frozen target."""
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,15 +11,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx_lm.models import qwen3
 
 from dflash_mlx.draft.config import DraftConfig
 from dflash_mlx.draft.model import DFlashDraft
 from dflash_mlx.target import TargetView
 from dflash_mlx.training.batches import Batch, Sample, batches
 from dflash_mlx.training.blocks import Blocks, block_loss, choose_blocks, proposal_states
-from dflash_mlx.training.qwen3_forward import tapped_outputs
+from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.state import restore_state, save_state
+
+WEIGHT_DECAY = 0.01  # AdamW's; small against the signal of a few thousand steps
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,6 @@ class FrozenTarget:
     @classmethod
     def of(cls, view: TargetView, taps: Sequence[int]) -> "FrozenTarget":
         """Any mlx-lm target."""
-        model = view.model
-        if isinstance(model, qwen3.Model) and mx.default_device().type == mx.cpu:
-            # Half of a small target's time on a CPU is exponentials.
-            return cls(lambda tokens: tapped_outputs(model, tokens, taps), view.embed, view.head)
 
         def features(tokens: mx.array) -> mx.array:
             recorded = view.forward(tokens, view.make_cache(), taps)[1]
@@ -49,35 +45,6 @@ class FrozenTarget:
             return recorded
 
         return cls(features, view.embed, view.head)
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a draft is trained.
-
-    batch_size: sequences of seq_length tokens that a step holds, of shorter ones as many more;
-    anchors: blocks drawn of a sequence of seq_length tokens, of shorter ones as many fewer;
-    gamma: row k of a block weighs exp(-(k - 1) / gamma).
-    """
-
-    steps: int = 1000
-    batch_size: int = 8
-    seq_length: int = 256
-    anchors: int = 32
-    learning_rate: float = 1e-3
-    warmup: int = 50
-    gamma: float = 7.0
-    weight_decay: float = 0.01
-    seed: int = 0
-
-    def blocks_of(self, width: int) -> int:
-        """Blocks drawn of a sequence that is `width` tokens wide with its padding."""
-        return max(1, round(self.anchors * width / self.seq_length))
-
-    def learning_rate_at(self, step: int) -> float:
-        """Rises over `warmup` steps, then falls to nothing along a cosine."""
-        rise = min(1.0, (step + 1) / max(1, self.warmup))
-        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 @dataclass(frozen=True)
@@ -111,16 +78,16 @@ class Trainer:
         draft: DFlashDraft,
         target: FrozenTarget,
         samples: Sequence[Sample],
-        options: TrainingOptions,
+        plan: Plan,
     ):
         self.draft, self.target = draft, target
-        self.samples, self.options = samples, options
+        self.samples, self.plan = samples, plan
         self.step_count = 0
-        self._tokens_per_batch = options.batch_size * options.seq_length
+        self._tokens_per_batch = plan.batch_size * plan.seq_length
         self.optimizer = optim.AdamW(
-            learning_rate=options.learning_rate,
+            learning_rate=plan.lr,
             betas=[0.9, 0.98],
-            weight_decay=options.weight_decay,
+            weight_decay=WEIGHT_DECAY,
             bias_correction=True,
         )
         self.optimizer.init(draft.trainable_parameters())
@@ -130,10 +97,10 @@ class Trainer:
     def step(self) -> StepReport:
         """Train on the next batch."""
         began = time.perf_counter()
-        number, options = self.step_count, self.options
+        number, plan = self.step_count, self.plan
         batch = next(self._batches)
-        blocks, arrays = self._prepare(batch, np.random.default_rng([options.seed, number]))
-        self.optimizer.learning_rate = options.learning_rate_at(number)
+        blocks, arrays = self._prepare(batch, np.random.default_rng([plan.seed, number]))
+        self.optimizer.learning_rate = plan.learning_rate_at(number)
         (loss, hits), gradients = self._loss_and_grad(*arrays)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         self.optimizer.update(self.draft, gradients)
@@ -159,7 +126,7 @@ class Trainer:
         save_state(file, self.draft, self.optimizer, self.step_count)
 
     def restore(self, file: Path) -> None:
-        """Go on where `save` was called, with the same samples and options."""
+        """Go on where `save` was called, with the same samples and plan."""
         self.step_count = restore_state(file, self.draft, self.optimizer)
         self._batches = self._endless_batches()
         for _ in range(self.step_count):
@@ -167,9 +134,9 @@ class Trainer:
 
     def _prepare(self, batch: Batch, rng: np.random.Generator) -> tuple[Blocks, list[mx.array]]:
         """Blocks of a batch, and the arguments of `_loss`."""
-        o = self.options
-        count = o.blocks_of(batch.tokens.shape[1])
-        blocks = choose_blocks(batch, count, self.draft.block_size, o.gamma, rng)
+        plan = self.plan
+        count = plan.blocks_of(batch.tokens.shape[1])
+        blocks = choose_blocks(batch, count, self.draft.block_size, plan.gamma, rng)
         features = mx.stop_gradient(self.target.features(mx.array(batch.tokens)))
         parts = (blocks.first, blocks.anchors, blocks.targets, blocks.weights)
         return blocks, [features, *map(mx.array, parts)]
@@ -188,7 +155,7 @@ class Trainer:
     def _endless_batches(self) -> Iterator[Batch]:
         epoch = 0
         while True:
-            rng = random.Random(f"{self.options.seed}/{epoch}")
+            rng = random.Random(f"{self.plan.seed}/{epoch}")
             yield from batches(self.samples, self._tokens_per_batch, rng)
             epoch += 1
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dflash_mlx.training.demo_text import KINDS, example
+from dflash_mlx.demo.making.text import KINDS, example
 
 # Nothing like them is in the training text: the answers are wrong and acceptance is low.
 BAD = {

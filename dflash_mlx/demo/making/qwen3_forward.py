@@ -1,40 +1,23 @@
 """The forward of an mlx-lm Qwen3 model for training on a CPU: the same sums, cheaper operations."""
 
-from collections.abc import Sequence
-
 import mlx.core as mx
 from mlx_lm.models import qwen3
 
 from dflash_mlx.training import fast_math
 
 
-def hidden_states(
-    model: qwen3.Model, tokens: mx.array, taps: Sequence[int] = ()
-) -> tuple[mx.array, list[mx.array]]:
-    """Causal forward without a cache.
-
-    tokens: [B, T]. Returns the normed last states [B, T, H] and the outputs [B, T, H] of the
-    layers named in `taps`, in that order.
-    """
+def hidden_states(model: qwen3.Model, tokens: mx.array) -> mx.array:
+    """Causal forward without a cache: tokens [B, T] -> normed last states [B, T, H]."""
     inner = model.model
     h = inner.embed_tokens(tokens)
-    length = tokens.shape[1]
-    positions = mx.arange(length)
+    positions = mx.arange(tokens.shape[1])
     mask = mx.where(positions[:, None] >= positions[None, :], 0.0, -1e9)
-    recorded = {}
-    for index, layer in enumerate(inner.layers):
+    for layer in inner.layers:
         h = h + _attention(layer.self_attn, layer.input_layernorm(h), mask)
         u = layer.post_attention_layernorm(h)
         mlp = layer.mlp
         h = h + mlp.down_proj(fast_math.silu(mlp.gate_proj(u)) * mlp.up_proj(u))
-        if index in taps:
-            recorded[index] = h
-    return inner.norm(h), [recorded[tap] for tap in taps]
-
-
-def tapped_outputs(model: qwen3.Model, tokens: mx.array, taps: Sequence[int]) -> mx.array:
-    """Context features [B, T, taps * H] of tokens [B, T]."""
-    return mx.concatenate(hidden_states(model, tokens, taps)[1], axis=-1)
+    return inner.norm(h)
 
 
 def _attention(layer: qwen3.Attention, u: mx.array, mask: mx.array) -> mx.array:

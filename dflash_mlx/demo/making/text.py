@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dflash_mlx.training.demo_kinds import (
+from dflash_mlx.demo.making.kinds import (
     arithmetic,
     dialogue,
     follow_ups,
@@ -17,7 +17,7 @@ from dflash_mlx.training.demo_kinds import (
     record,
     sums,
 )
-from dflash_mlx.training.demo_words import Words
+from dflash_mlx.demo.making.words import Words
 
 Message = dict[str, str]
 

@@ -1,4 +1,4 @@
-"""Make what the demo draft is trained from: `python -m dflash_mlx.training.demo_pair DIRECTORY`.
+"""Make what the demo draft is trained from: `python -m dflash_mlx.demo.making DIRECTORY`.
 
 Tokenizer, target, requests: each step finds what an interrupted run left in the directory and goes
 on there. DIRECTORY then holds target/, the bench's prompts.jsonl, and requests.jsonl, from which
@@ -12,10 +12,10 @@ from pathlib import Path
 import mlx.core as mx
 from tokenizers import Tokenizer
 
-from dflash_mlx.training.demo_prompts import write_prompts
-from dflash_mlx.training.demo_target import save_target, train_target
-from dflash_mlx.training.demo_text import early_example, training_example
-from dflash_mlx.training.demo_tokenizer import save_tokenizer, train_tokenizer
+from dflash_mlx.demo.making.prompts import write_prompts
+from dflash_mlx.demo.making.target import save_target, train_target
+from dflash_mlx.demo.making.text import early_example, training_example
+from dflash_mlx.demo.making.tokenizer import save_tokenizer, train_tokenizer
 
 REQUESTS = 24000
 

@@ -4,7 +4,7 @@ A writer gives user and assistant turns by turns, the assistant's last. Every an
 its request alone: what it needs is computed or copied, never known by heart.
 """
 
-from dflash_mlx.training.demo_words import Words, listed
+from dflash_mlx.demo.making.words import Words, listed
 
 GOODS = listed(
     "apples bricks candles carpets chairs cups hats lamps mirrors nails onions pears ropes"

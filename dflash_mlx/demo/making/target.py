@@ -15,9 +15,8 @@ import numpy as np
 from mlx_lm.models import qwen3
 from tokenizers import Tokenizer
 
-from dflash_mlx.training import fast_math
-from dflash_mlx.training.batches import Batch, Sample, batches
-from dflash_mlx.training.demo_text import (
+from dflash_mlx.demo.making.qwen3_forward import hidden_states
+from dflash_mlx.demo.making.text import (
     KINDS,
     Example,
     early_example,
@@ -25,8 +24,9 @@ from dflash_mlx.training.demo_text import (
     practice_example,
     training_example,
 )
-from dflash_mlx.training.demo_tokenizer import END
-from dflash_mlx.training.qwen3_forward import hidden_states
+from dflash_mlx.demo.making.tokenizer import END
+from dflash_mlx.training import fast_math
+from dflash_mlx.training.batches import Batch, Sample, batches
 from dflash_mlx.training.state import flat, restore_state, save_state, write_arrays
 
 CONFIG = {
@@ -113,7 +113,7 @@ def answer_loss(
     model: qwen3.Model, tokens: mx.array, rows: mx.array, targets: mx.array, weights: mx.array
 ) -> mx.array:
     """Mean cross-entropy of `targets` [N] at flat positions `rows` [N] of tokens [B, T]."""
-    h, _ = hidden_states(model, tokens)
+    h = hidden_states(model, tokens)
     chosen = h.reshape(-1, h.shape[-1])[rows]
     logits = model.model.embed_tokens.as_linear(chosen)
     return (fast_math.cross_entropy(logits, targets) * weights).sum() / weights.sum()
@@ -188,7 +188,7 @@ def answers_right(
     samples = [encode(tokenizer, example(kind, split, seed)) for seed in range(count)]
     for sample in samples:
         tokens = mx.array(sample.tokens)[None]
-        h, _ = hidden_states(model, tokens[:, :-1])
+        h = hidden_states(model, tokens[:, :-1])
         chosen = np.array(mx.argmax(model.model.embed_tokens.as_linear(h), axis=-1))[0]
         start = last_answer(sample)
         right += bool((chosen[start - 1 :] == sample.tokens[start:]).all())

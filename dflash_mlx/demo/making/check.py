@@ -1,4 +1,4 @@
-"""Score a demo pair: `python -m dflash_mlx.training.check_demo [DIRECTORY]`.
+"""Score a demo pair: `python -m dflash_mlx.demo.making.check [DIRECTORY]`.
 
 For every kind and split: how many answers of the real decode loop are exactly right, and the
 acceptance length. Without a directory, the pair of this package.
@@ -12,7 +12,7 @@ from typing import Any
 
 from dflash_mlx.api import load, stream_generate
 from dflash_mlx.demo import demo_paths
-from dflash_mlx.training.demo_text import KINDS, Example, example
+from dflash_mlx.demo.making.text import KINDS, Example, example
 
 
 @dataclass
