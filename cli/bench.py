@@ -142,6 +142,7 @@ def bench(
     chat_template_config: options.ChatTemplateConfig = None,
     ignore_chat_template: options.IgnoreChatTemplate = False,
     max_tokens: options.MaxTokens = 256,
+    stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = 64,
@@ -179,6 +180,7 @@ def bench(
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         quantized_kv_start=quantized_kv_start,
+        stop=tuple(stop or ()),
     )
     to_run = _prompts(questions, loaded, template, context, max_tokens)
     with working("Looking at the machine"):
@@ -273,6 +275,7 @@ def _report(
             "repeats": repeats,
             "context": context,
             "max_tokens": settings.max_tokens,
+            "stop": list(settings.stop),
             "verify_length": settings.verify_length,
             "temp": settings.temp,
             "top_p": settings.top_p,

@@ -50,6 +50,7 @@ def chat(
     think: options.Think = None,
     chat_template_config: options.ChatTemplateConfig = None,
     max_tokens: options.MaxTokens = 4096,
+    stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = 64,
@@ -83,6 +84,7 @@ def chat(
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         quantized_kv_start=quantized_kv_start,
+        stop=tuple(stop or ()),
     )
     talk = Talk(loaded, Conversation(loaded.model, template), settings, markdown)
     if resume is not None:

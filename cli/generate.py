@@ -50,6 +50,7 @@ def generate(
     ignore_chat_template: options.IgnoreChatTemplate = False,
     prefill_response: options.PrefillResponse = None,
     max_tokens: options.MaxTokens = 512,
+    stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = 64,
@@ -93,6 +94,7 @@ def generate(
                     kv_group_size=kv_group_size,
                     quantized_kv_start=quantized_kv_start,
                     prompt_progress_callback=progress,
+                    stop=stop,
                 )
             ) as responses,
         ):

@@ -49,6 +49,12 @@ def token_limit(value: int) -> int:
     return value
 
 
+def stop_strings(value: list[str] | None) -> list[str] | None:
+    if value and "" in value:
+        raise typer.BadParameter("an empty string would end every text; give some text.")
+    return value
+
+
 def draft_bits(value: int | None) -> int | None:
     if value is not None and value not in (4, 8):
         raise typer.BadParameter(f"{value} is not one of 4, 8.")
@@ -217,6 +223,16 @@ MaxTokens = Annotated[
     typer.Option(
         callback=token_limit,
         help="The most tokens to write; -1 for no limit.",
+        rich_help_panel=_RUN,
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        callback=stop_strings,
+        help="Text that ends the answer and is left out of it; may be repeated.",
+        show_default=False,
         rich_help_panel=_RUN,
     ),
 ]

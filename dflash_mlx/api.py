@@ -28,6 +28,7 @@ from dflash_mlx.decode import (
 )
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.stop_strings import StopStrings
 
 
 @dataclass
@@ -43,6 +44,7 @@ class GenerationResponse:
         generation_tokens, generation_tps: tokens emitted, and how many a second.
         peak_memory: in GB.
         finish_reason: "stop", "length" or None while it goes on.
+        stop_string: the stop string that ended the text; None where something else did.
         target_forwards: forwards of the target after the prefill.
         proposed, accepted: proposals verified, and how many of them were emitted.
         acceptance_length: mean tokens emitted per target forward, bonus token included.
@@ -60,6 +62,7 @@ class GenerationResponse:
     generation_tps: float
     peak_memory: float
     finish_reason: str | None = None
+    stop_string: str | None = None
     target_forwards: int = 0
     proposed: int = 0
     accepted: int = 0
@@ -141,6 +144,7 @@ def stream_generate(
     quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START,
     prompt_progress_callback: Callable[[int, int], None] | None = None,
     sample_proposals: bool | None = None,
+    stop: str | Sequence[str] | None = None,
 ) -> Generator[GenerationResponse, None, None]:
     """Generate text, one response per token; the arguments mean what they mean in mlx_lm.
 
@@ -166,6 +170,9 @@ def stream_generate(
         sample_proposals: above temperature 0 and with our samplers, draw the proposals from the
             draft's distribution rather than take its likeliest tokens; exact either way. None
             takes what is accepted more often: drawn for DFlash 2, likeliest for DFlash 1.
+        stop: strings that end the text, one or several. They are looked for in the text, wherever
+            tokens and blocks are cut; the text ends before the string, and the last token is the
+            one that completed it.
 
     Raises:
         DFlashError: an argument that cannot be meant.
@@ -173,6 +180,7 @@ def stream_generate(
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     prompt = encode(tokenizer, prompt)
+    stops = StopStrings(stop)
     _fixed_length(verify_length, model.draft.block_size)
     if max_tokens == 0 or max_tokens < -1:
         raise DFlashError(f"max_tokens is {max_tokens}; give at least 1, or -1 for no limit.")
@@ -206,7 +214,7 @@ def stream_generate(
         decoder = make_decoder(
             model, cache, options, verify_length, keep_cache=prompt_cache is not None
         )
-        yield from _responses(decoder, tokenizer, prompt, refill)
+        yield from _responses(decoder, tokenizer, prompt, refill, stops)
 
 
 def make_decoder(
@@ -239,7 +247,11 @@ def make_decoder(
 
 
 def _responses(
-    decoder: Decoder, tokenizer: TokenizerWrapper, prompt: list[int], refill: list[int]
+    decoder: Decoder,
+    tokenizer: TokenizerWrapper,
+    prompt: list[int],
+    refill: list[int],
+    stops: StopStrings,
 ) -> Generator[GenerationResponse, None, None]:
     detokenizer = tokenizer.detokenizer
     counts = decoder.statistics
@@ -253,8 +265,12 @@ def _responses(
             detokenizer.add_token(token.id)
         if decoder.finished:
             detokenizer.finalize()
+        text = stops.feed(detokenizer.last_segment, last=decoder.finished)
+        if stops.found is not None:
+            stopped = True
+            decoder.stop()
         yield GenerationResponse(
-            text=detokenizer.last_segment,
+            text=text,
             token=token.id,
             logprobs=token.logprobs,
             from_draft=token.from_draft,
@@ -264,6 +280,7 @@ def _responses(
             generation_tps=counts.emitted / (time.perf_counter() - tic),
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=("stop" if stopped else "length") if decoder.finished else None,
+            stop_string=stops.found,
             target_forwards=counts.target_forwards,
             proposed=counts.proposed,
             accepted=counts.accepted,

@@ -109,6 +109,7 @@ SCHEMA = _object(
         repeats={"type": "integer", "minimum": 1},
         context={"type": ["array", "null"], "items": COUNT},
         max_tokens={"type": "integer", "minimum": -1},
+        stop={"type": "array", "items": _TEXT},
         verify_length={"type": ["integer", "string", "null"]},
         temp=NUMBER,
         top_p=SHARE,

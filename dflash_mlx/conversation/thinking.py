@@ -1,8 +1,10 @@
 """Telling what a model thinks from what it answers, while the text streams."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from dflash_mlx.stop_strings import beginning_of
 
 # What opens a part of a "harmony" message (gpt-oss), and what closes it.
 _HARMONY = {
@@ -52,7 +54,7 @@ class Parts:
             self._held = self._held[at + len(marker) :]
             switch = self._markers[marker]
             self.thinking = self.thinking if switch is None else switch
-        ready = len(self._held) - _overlap(self._held, self._markers)
+        ready = len(self._held) - beginning_of(self._markers, self._held)
         if ready:
             yield self._held[:ready], self.thinking
             self._held = self._held[ready:]
@@ -62,11 +64,3 @@ class Parts:
         if self._held:
             yield self._held, self.thinking
             self._held = ""
-
-
-def _overlap(text: str, markers: Iterable[str]) -> int:
-    """The length of the longest end of a text that a marker could begin with."""
-    return max(
-        (n for m in markers for n in range(1, min(len(m), len(text) + 1)) if text.endswith(m[:n])),
-        default=0,
-    )

@@ -164,6 +164,10 @@ class Decoder:
             finally:
                 self.close()
 
+    def stop(self) -> None:
+        """End the generation with the token that was handed over last."""
+        self.finished = True
+
     def fill(
         self, tokens: list[int], boundaries: Sequence[int] = ()
     ) -> Generator[Prefilled, None, None]:

@@ -83,7 +83,7 @@ def profile(
                 model,
                 tokenizer,
                 list(prompt),
-                verify_length=settings.verify_length,
+                **settings.dflash_arguments(),
                 **settings.arguments(),
             )
             last = next(responses)

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from dflash_mlx.api import stream_generate
 from dflash_mlx.decode import make_sampler
 from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.stop_strings import StopStrings
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Settings:
     kv_bits: int | None = None
     kv_group_size: int = 64
     quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START
+    stop: tuple[str, ...] = ()
     before: Callable[[], None] = field(default=lambda: None, compare=False)
 
     def arguments(self) -> dict[str, Any]:
@@ -47,6 +49,10 @@ class Settings:
             "kv_group_size": self.kv_group_size,
             "quantized_kv_start": self.quantized_kv_start,
         }
+
+    def dflash_arguments(self) -> dict[str, Any]:
+        """The keyword arguments that only our `stream_generate` takes."""
+        return {"verify_length": self.verify_length, "stop": self.stop}
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,8 @@ def plain_run(
 ) -> Run:
     """Unmodified mlx_lm on the pair's target; `prompt` are token ids."""
     _prepare(settings)
-    return _timed(
-        plain_stream_generate(model.target, tokenizer, list(prompt), **settings.arguments())
-    )
+    responses = plain_stream_generate(model.target, tokenizer, list(prompt), **settings.arguments())
+    return _timed(_until(responses, settings.stop))
 
 
 def dflash_run(
@@ -102,7 +107,7 @@ def dflash_run(
             model,
             tokenizer,
             list(prompt),
-            verify_length=settings.verify_length,
+            **settings.dflash_arguments(),
             **settings.arguments(),
         )
     )
@@ -115,6 +120,16 @@ def _prepare(settings: Settings) -> None:
     mx.reset_peak_memory()
     if settings.temp > 0:
         mx.random.seed(settings.seed)
+
+
+def _until(responses: Iterable[Any], stop: tuple[str, ...]) -> Iterator[Any]:
+    """Plain mlx_lm's responses up to a stop string, which it does not know."""
+    stops = StopStrings(stop)
+    for response in responses:
+        stops.feed(response.text)
+        yield response
+        if stops.found is not None:
+            return
 
 
 def _timed(responses: Iterable[Any]) -> Run:
