@@ -10,7 +10,7 @@ from dflash_mlx.api import GenerationResponse, stream_generate
 from dflash_mlx.conversation.positions import check_positions, max_positions
 from dflash_mlx.conversation.reuse import ReusableCache, common_prefix
 from dflash_mlx.conversation.template import Message, Template
-from dflash_mlx.conversation.thinking import Parts, markers, starts_thinking
+from dflash_mlx.conversation.thinking import parts_of_answer
 from dflash_mlx.measure.figures import Figures
 from dflash_mlx.pairs import SpeculativeModel
 
@@ -86,7 +86,7 @@ class Conversation:
         reused = self._cache.adopt(prompt)
         if not self._cache.can_be_cut:
             self._cache.remember(prompt, self._stable(prompt, question), **options)
-        parts = Parts(markers(tokenizer), starts_thinking(tokenizer, prompt))
+        parts = parts_of_answer(tokenizer, prompt)
         said: list[Piece] = []
         response: GenerationResponse | None = None
         self.last = self.finish_reason = None

@@ -1,29 +1,39 @@
 """Telling what a model thinks from what it answers, while the text streams."""
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from dflash_mlx.conversation.harmony import Messages, speaks_harmony
 from dflash_mlx.stop_strings import beginning_of
 
-# What opens a part of a "harmony" message (gpt-oss), and what closes it.
-_HARMONY = {
-    "<|channel|>analysis<|message|>": True,
-    "<|channel|>commentary<|message|>": True,
-    "<|channel|>final<|message|>": False,
-    "<|start|>assistant": None,
-    "<|end|>": None,
-}
+
+class Spoken(Protocol):
+    """Tells the parts of an answer apart: gives (text, thinking) pieces, no markers in them."""
+
+    def feed(self, text: str) -> Iterator[tuple[str, bool]]:
+        """The pieces that are certain when this much more is there."""
+        ...
+
+    def finish(self) -> Iterator[tuple[str, bool]]:
+        """What still waits, when no more text comes."""
+        ...
+
+
+def parts_of_answer(tokenizer: TokenizerWrapper, prompt: list[int]) -> Spoken:
+    """For the answer to a prompt (token ids), as this model's format has it."""
+    if not tokenizer.has_thinking and speaks_harmony(tokenizer):
+        return HarmonyParts(Messages.after(tokenizer, prompt))
+    return Parts(markers(tokenizer), starts_thinking(tokenizer, prompt))
 
 
 def markers(tokenizer: TokenizerWrapper) -> dict[str, bool | None]:
     """The texts that switch: to thinking (True), to the answer (False), or neither (None)."""
+    found: dict[str, bool | None] = dict.fromkeys(tokenizer.structural_markers)
     if tokenizer.has_thinking:
-        return {tokenizer.think_start: True, tokenizer.think_end: False}
-    vocabulary = tokenizer.get_vocab()
-    if "<|channel|>" in vocabulary and "<|message|>" in vocabulary:
-        return dict(_HARMONY)
-    return {}
+        found |= {tokenizer.think_start: True, tokenizer.think_end: False}
+    return found
 
 
 def starts_thinking(tokenizer: TokenizerWrapper, prompt: list[int]) -> bool:
@@ -64,3 +74,20 @@ class Parts:
         if self._held:
             yield self._held, self.thinking
             self._held = ""
+
+
+class HarmonyParts:
+    """A harmony answer in two parts: what its headers address to the reader, and all else."""
+
+    def __init__(self, messages: Messages):
+        self._messages = messages
+
+    def feed(self, text: str) -> Iterator[tuple[str, bool]]:
+        """The pieces that are certain when this much more is there."""
+        for said, header in self._messages.feed(text):
+            yield said, not header.for_the_reader
+
+    def finish(self) -> Iterator[tuple[str, bool]]:
+        """What still waits, when no more text comes."""
+        for said, header in self._messages.finish():
+            yield said, not header.for_the_reader

@@ -8,7 +8,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import stream_generate
 from dflash_mlx.conversation import Message, Template
-from dflash_mlx.conversation.thinking import Parts, markers, starts_thinking
+from dflash_mlx.conversation.thinking import parts_of_answer
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.comparison import BenchPrompt
 from dflash_mlx.measure.prompts import Question
@@ -81,7 +81,7 @@ def _answer(model: SpeculativeModel, template: Template, messages: Sequence[Mess
     """What the model answers, without its thinking."""
     tokenizer: TokenizerWrapper = template.tokenizer
     prompt = template.render(messages)
-    parts = Parts(markers(tokenizer), starts_thinking(tokenizer, prompt))
+    parts = parts_of_answer(tokenizer, prompt)
     pieces = [
         piece
         for r in stream_generate(model, tokenizer, prompt, _ANSWER_TOKENS)
