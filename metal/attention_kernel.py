@@ -7,7 +7,8 @@ from typing import Any
 import mlx.core as mx
 
 from .attention_plain import first_visible
-from .attention_source import ATTEND, HEADER, MERGE, UNROLL
+from .attention_source import ATTEND, HEADER, MERGE
+from .fragments import UNROLL
 
 MAX_LENGTH = 32  # a row's view of the block is one 32-bit word
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)

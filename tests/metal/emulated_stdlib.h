@@ -131,6 +131,12 @@ inline V simd_shuffle_xor(V v, ushort mask) {
   return emulated::exchange(v, emulated::kShuffle)[from];
 }
 
+template <typename V>
+inline V simd_shuffle(V v, ushort lane) {
+  if (lane >= emulated::kLanes) emulated::fail("a shuffle from no lane", "lane", lane);
+  return emulated::exchange(v, emulated::kShuffle)[lane % emulated::kLanes];
+}
+
 // An 8 x 8 matrix spread over a simdgroup: each lane holds two neighbours of one row.
 template <typename T, int Rows, int Columns>
 struct simdgroup_matrix {

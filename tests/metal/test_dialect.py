@@ -4,10 +4,12 @@ import re
 
 import pytest
 
-from dflash_mlx.metal import attention_source
+from dflash_mlx.metal import attention_source, quantized_rows
 
 SOURCES = {
     "header": attention_source.HEADER,
+    "few": quantized_rows.FEW,
+    "many": quantized_rows.MANY,
     "attend": attention_source.ATTEND,
     "merge": attention_source.MERGE,
 }

@@ -1,15 +1,17 @@
-"""How many bytes the attention kernel reads and writes, against the least it could.
+"""How many bytes the kernels read and write, against the least they could.
 
-`python -m tests.metal.traffic` prints the table.
+`python -m tests.metal.traffic` prints the tables.
 """
 
 from dataclasses import dataclass
 
 from dflash_mlx.metal.attention_kernel import AttentionKernel, context_parts, row_tiles
 from dflash_mlx.metal.attention_plain import first_visible
+from dflash_mlx.metal.quantized_rows import MAX_ROWS, MIN_ROWS, RowsKernel
 
 from .cases import DTYPES, Case
 from .emulator import Emulator
+from .rows_cases import RowsCase
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,44 @@ def _seen(case: Case) -> int:
     return case.context_length - first
 
 
+@dataclass(frozen=True)
+class RowsTraffic:
+    """Bytes of device memory for one call of quantized_rows."""
+
+    matrix: int  # read of weights, scales and biases
+    least: int  # all of them once
+    rest: int  # x, and the result
+
+    @property
+    def passes(self) -> float:
+        """How often the matrix is read."""
+        return self.matrix / self.least
+
+
+def measure_rows(case: RowsCase) -> RowsTraffic:
+    """Counts the bytes of one call of quantized_rows, emulated."""
+    emulator, call = Emulator(orders=("forward",)), case.call()
+    RowsKernel(emulator.metal_kernel)(**call)
+    matrix = rest = 0
+    for (_, name), (read, written) in emulator.traffic.items():
+        if name in ("w", "scales", "biases"):
+            matrix += read
+        elif name in ("x", "out"):
+            rest += read + written
+    least = sum(call[name].nbytes for name in ("w", "scales", "biases"))
+    return RowsTraffic(matrix, least, rest)
+
+
+def passes_of_mlx(rows: int) -> tuple[int, int]:
+    """How often MLX 0.32.4 reads an affine 4-bit matrix for so many rows, at least 2.
+
+    Computed from its tiling, for sizes above 4096 on a chip without a d in its name. First for
+    M1 and M2: `qmv` once a row, from 6 rows on `qmm_t` in tiles of 32 rows. Then for M3 and M4:
+    `qmv_wide` in tiles of 5 rows, from 13 rows on `qmm_t`.
+    """
+    return rows if rows < 6 else -(-rows // 32), -(-rows // 5) if rows < 13 else -(-rows // 32)
+
+
 TABLE = [
     Case(length=16, ratio=4, dim=128, kv_heads=8, context_length=4096, dtype="bfloat16"),
     Case(length=16, ratio=4, dim=128, kv_heads=8, context_length=1024, dtype="bfloat16"),
@@ -60,7 +100,7 @@ TABLE = [
 
 
 def main() -> None:
-    """Prints one line for each case of TABLE."""
+    """Prints a line for each case of TABLE, then one for each number of rows."""
     print("Device memory in KB: what of the context is read, the least, and all else.")
     print("   S  window   L  GQA    D  KV dtype     tiles parts  context  least  ratio   rest")
     for case in TABLE:
@@ -71,6 +111,18 @@ def main() -> None:
             f"{case.context_length:4} {case.window or '-':>7} {case.length:3} {case.ratio:4}"
             f" {case.dim:4} {case.kv_heads:3} {case.dtype:9} {tiles:5} {parts:5}"
             f" {t.context // 1024:8} {t.least // 1024:6} {t.ratio:6.3f} {t.rest // 1024:6}",
+            flush=True,
+        )
+    print("\nPasses over a 4-bit matrix (bfloat16, groups of 64, N 256, K 1024) for M rows: what")
+    print("quantized_rows reads, counted; what MLX reads, computed from its tiling: see")
+    print("passes_of_mlx. qmm_t reads once, for 32 rows' worth of arithmetic.")
+    print("  M quantized_rows  MLX on M1, M2  on M3, M4  matrix KB  x and result KB")
+    for rows in range(MIN_ROWS, MAX_ROWS + 1):
+        t = measure_rows(RowsCase(rows, 256, 16, dtype="bfloat16"))
+        older, newer = passes_of_mlx(rows)
+        print(
+            f"{rows:3} {t.passes:14.3f} {older:14} {newer:10} {t.matrix // 1024:10}"
+            f" {t.rest // 1024:16}",
             flush=True,
         )
 
