@@ -91,7 +91,6 @@ class Decoder:
         self._feed = ContextFeed(draft, cache.context)
         self._interrupts = Interrupts()
         self._clock = CycleClock()
-        self.prefill_step_size = options.prefill_step_size
         self._transaction: Transaction | None = None
         self._verified = 0
         self._taken = False
@@ -114,22 +113,18 @@ class Decoder:
                     yield from step
 
     def steps(
-        self, prompt: list[int], refill: Sequence[int] = (), boundaries: Sequence[int] = ()
+        self, prompt: list[int], refill: Sequence[int] = ()
     ) -> Generator[Prefilled | Iterator[Token], None, None]:
         """`run` in turns that another sequence may come between: prefill chunks, then cycles.
 
         A cycle's tokens come as an iterator that waits for the device. They are emitted as they are
         taken; a caller that takes fewer than all ends the generation.
-
-        Args:
-            prompt, refill: as for `run`.
-            boundaries: counts of tokens in the cache at which a prefill chunk shall end.
         """
         with self._interrupts:
             try:
                 refill = list(refill)
                 self._history_start += len(refill)
-                yield from self._prefill([*refill, *prompt], boundaries)
+                yield from self._prefill([*refill, *prompt])
                 self.cache.tokens.append(prompt[-1])
                 waiting = self.plain_forward(mx.array(prompt[-1:]))
                 waiting.forwards = 0
@@ -169,30 +164,33 @@ class Decoder:
         self.finished = True
 
     def fill(
-        self, tokens: list[int], boundaries: Sequence[int] = ()
+        self, tokens: list[int], step: Callable[[], int] | None = None
     ) -> Generator[Prefilled, None, None]:
-        """Run tokens into the cache and emit nothing; `boundaries` are those of `steps`."""
+        """Prefill alone: run tokens into the cache, chunk by chunk, and emit nothing.
+
+        Args:
+            tokens: ids that follow what the cache stands for.
+            step: gives the most tokens of the next chunk; None: `prefill_step_size`.
+        """
         with self._interrupts:
             try:
                 # The last token of a prompt is left to give logits, which nobody wants here.
-                yield from self._prefill([*tokens, 0], boundaries)
+                yield from self._prefill([*tokens, 0], step)
             finally:
                 self.close()
 
     def _prefill(
-        self, prompt: list[int], boundaries: Sequence[int]
+        self, prompt: list[int], step: Callable[[], int] | None = None
     ) -> Generator[Prefilled, None, None]:
         """Run all of a prompt but its last token, in mlx_lm's chunks."""
-        total, done, begin = len(prompt), 0, len(self.cache.tokens)
+        total, done = len(prompt), 0
         yield Prefilled(done, total)
         while total - done > 1:
-            end = min(done + self.prefill_step_size, total - 1)
-            end = min([b - begin for b in boundaries if done < b - begin < end], default=end)
-            chunk, done = prompt[done:end], end
-            # A draft whose layers all slide sees nothing of what lies far before the place where
-            # it may begin: the end, or a boundary that somebody comes back to.
-            starts = [total, *(b - begin for b in boundaries if b - begin >= done)]
-            seen = self._feed.reaches(min(starts) - done)
+            size = step() if step else self.options.prefill_step_size
+            chunk = prompt[done : min(done + size, total - 1)]
+            done += len(chunk)
+            # A draft whose layers all slide sees nothing of what lies far before the end.
+            seen = self._feed.reaches(total - done)
             with self._cycle():
                 self._forward(mx.array(chunk), self._taps if seen else ())
                 self.cache.tokens += chunk
