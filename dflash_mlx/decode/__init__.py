@@ -4,6 +4,7 @@ from dflash_mlx.decode.acceptance import LogitsProcessor
 from dflash_mlx.decode.adaptive import AdaptiveLength, Learned
 from dflash_mlx.decode.cache import BorrowedCache, PromptCache
 from dflash_mlx.decode.cost import CostModel
+from dflash_mlx.decode.emission import Token
 from dflash_mlx.decode.loop import Decoder, Options, Prefilled
 from dflash_mlx.decode.rehearsal import measure_costs
 from dflash_mlx.decode.sampling import Sampler, make_sampler
@@ -24,6 +25,7 @@ __all__ = [
     "PromptCache",
     "Sampler",
     "Statistics",
+    "Token",
     "VerifyLength",
     "costs_file",
     "kept_costs",

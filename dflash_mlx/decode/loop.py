@@ -113,17 +113,22 @@ class Decoder:
                     yield from step
 
     def steps(
-        self, prompt: list[int], refill: Sequence[int] = ()
+        self, prompt: list[int], refill: Sequence[int] = (), *, whole_history: bool = False
     ) -> Generator[Prefilled | Iterator[Token], None, None]:
         """`run` in turns that another sequence may come between: prefill chunks, then cycles.
 
         A cycle's tokens come as an iterator that waits for the device. They are emitted as they are
         taken; a caller that takes fewer than all ends the generation.
+
+        Args:
+            prompt, refill: as for `run`.
+            whole_history: show logits processors everything that the cache stands for, rather than
+                the tokens from this prompt on.
         """
         with self._interrupts:
             try:
                 refill = list(refill)
-                self._history_start += len(refill)
+                self._history_start = 0 if whole_history else self._history_start + len(refill)
                 yield from self._prefill([*refill, *prompt])
                 self.cache.tokens.append(prompt[-1])
                 waiting = self.plain_forward(mx.array(prompt[-1:]))
@@ -159,8 +164,18 @@ class Decoder:
             finally:
                 self.close()
 
-    def stop(self) -> None:
-        """End the generation with the token that was handed over last."""
+    def stop(self, retract: int = 0) -> None:
+        """End the generation with the token that was handed over last.
+
+        Args:
+            retract: tokens of the last cycle that nobody shall see, and that the cache shall not
+                stand for; of a plain step's there is no way back.
+        """
+        if self._transaction is not None:
+            # The first row is the anchor's, which an earlier cycle emitted.
+            retract = min(retract, len(self.cache.tokens) - self._rows - 1)
+            if retract > 0:
+                del self.cache.tokens[-retract:]
         self.finished = True
 
     def fill(
@@ -294,16 +309,6 @@ class Decoder:
     def spoil(self) -> None:
         """Another sequence had the device meanwhile, so this cycle's time tells nothing."""
         self._clock.spoil()
-
-    def retract(self, count: int) -> None:
-        """Take the last tokens of the cycle just emitted back, as far as caches can, and finish.
-
-        A plain step's token stays: the target may have run it by now.
-        """
-        count = min(count, len(self.cache.tokens) - self._rows - 1) if self._transaction else 0
-        if count > 0:
-            del self.cache.tokens[-count:]
-        self.finished = True
 
     @phase("rollback")
     def commit(self) -> None:

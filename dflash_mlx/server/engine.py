@@ -1,0 +1,306 @@
+"""One thread that holds the model and runs requests, several at once, by turns."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import mlx.core as mx
+from mlx_lm.generate import generation_stream, wired_limit
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from dflash_mlx.conversation.positions import max_positions
+from dflash_mlx.decode import Options
+from dflash_mlx.errors import DFlashError
+from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.server.job import Busy, Failed, Figures, Finished, Job, Ticket, TooLong
+from dflash_mlx.server.scheduler import Scheduler
+from dflash_mlx.server.turns import Listener, Sequence
+
+log = logging.getLogger(__name__)
+
+Loader = Callable[[], tuple[SpeculativeModel, TokenizerWrapper]]
+
+
+@dataclass
+class Totals:
+    """Counts since the engine started; what `/metrics` reports."""
+
+    submitted: int = 0
+    refused: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generation_tokens: int = 0
+    target_forwards: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+    def count(self, event: Finished | Failed) -> None:
+        """Count a request that ended."""
+        if isinstance(event, Failed):
+            self.failed += 1
+        elif event.reason == "cancelled":
+            self.cancelled += 1
+        else:
+            self.finished += 1
+        figures = event.figures
+        self.prompt_tokens += figures.prompt_tokens
+        self.cached_tokens += figures.cached
+        self.generation_tokens += figures.generation_tokens
+        self.target_forwards += figures.target_forwards
+        self.proposed += figures.proposed
+        self.accepted += figures.accepted
+
+
+@dataclass
+class _Waiting:
+    ticket: Ticket
+    listener: Listener
+    submitted: float
+
+    @property
+    def figures(self) -> Figures:
+        queued = time.perf_counter() - self.submitted
+        return Figures(prompt_tokens=len(self.ticket.job.prompt), queued_s=queued)
+
+
+class Engine:
+    """Runs jobs on one model; every MLX operation happens on the engine's own thread.
+
+    Listeners are called on that thread, in order: Started, Prefilled for every chunk, Tokens for
+    every cycle, and Finished or Failed once, last. They should be quick; one that raises ends its
+    own request.
+
+    Attributes:
+        model, tokenizer: the pair and its tokenizer, once started.
+        totals: counts since the start.
+        alive: whether the thread runs; a failed request does not end it.
+    """
+
+    def __init__(
+        self,
+        load: Loader,
+        *,
+        cache_bytes: int,
+        max_active: int = 4,
+        max_waiting: int = 64,
+        options: Options | None = None,
+    ):
+        """Prepare; `start` loads.
+
+        Args:
+            load: gives the pair and its tokenizer; called on the engine's thread.
+            cache_bytes: what all caches together may hold.
+            max_active: sequences that take turns.
+            max_waiting: requests that may wait for a place.
+            options: of every generation: the target cache's quantization, the largest chunk.
+        """
+        self.totals = Totals()
+        self.alive = False
+        self.cache_bytes, self.max_active, self.max_waiting = cache_bytes, max_active, max_waiting
+        self._load, self._options = load, options or Options()
+        self._scheduler = Scheduler(self._options.prefill_step_size)
+        self._waiting: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._usual_seconds = 1.0  # that a request takes
+        self._thread = threading.Thread(target=self._work, name="dflash-engine", daemon=True)
+        self._ready = threading.Event()
+        self._problem: BaseException | None = None
+
+    def start(self) -> None:
+        """Load the model; raises what loading raised."""
+        self._thread.start()
+        self._ready.wait()
+        if self._problem is not None:
+            raise self._problem
+
+    def close(self) -> None:
+        """Cancel everything and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    @property
+    def active(self) -> int:
+        """Sequences that take turns now."""
+        return len(self._scheduler.sequences)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self._waiting)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens prompt and answer may have together; None where the model has no say."""
+        return max_positions(self.model.target)
+
+    def submit(self, job: Job, listener: Listener) -> Ticket:
+        """Put a job in the queue.
+
+        Raises:
+            TooLong: the prompt leaves no position to write at.
+            Busy: the queue is full.
+            DFlashError: something in the job cannot be meant, or the engine has ended.
+        """
+        self._check(job)
+        ticket = Ticket(job, self._wake)
+        with self._changed:
+            if self._closing or not self.alive:
+                raise DFlashError("The engine has ended; start the server again.")
+            if len(self._waiting) >= self.max_waiting:
+                self.totals.refused += 1
+                raise Busy(self._retry_after())
+            self.totals.submitted += 1
+            self._waiting.append(_Waiting(ticket, listener, time.perf_counter()))
+            self._changed.notify()
+        return ticket
+
+    def _check(self, job: Job) -> None:
+        if not job.prompt:
+            raise DFlashError("The prompt is empty; give at least one token.")
+        if job.max_tokens == 0 or job.max_tokens < -1:
+            raise DFlashError(
+                f"max_tokens is {job.max_tokens}; give at least 1, or -1 for no limit."
+            )
+        if job.grammar is not None:
+            raise DFlashError("Structured output cannot be had from this engine yet.")
+        # Out of the embedding's range MLX reads whatever memory is there.
+        vocabulary = self.model.view.vocab_size
+        ids = (*job.prompt, *(token for token, _ in job.sampling.logit_bias))
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise DFlashError(f"Token ids go from 0 to {vocabulary - 1} for this model.")
+        length, most = len(job.prompt), self.positions
+        if most is not None and length >= most:
+            raise TooLong(
+                f"The prompt has {length} tokens and this model only {most} positions; shorten it.",
+                length,
+                most,
+            )
+
+    def _retry_after(self) -> int:
+        """Seconds until the queue has likely moved on by one place."""
+        return min(max(round(self._usual_seconds / self.max_active), 1), 60)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            # Streams that outlive their thread abort the process when it exits (MLX 0.32.4, CPU).
+            mx.clear_streams()
+
+    def _serve(self) -> None:
+        try:
+            self.model, self.tokenizer = self._load()
+            self.alive = True
+        except BaseException as error:
+            self._problem = error
+            return
+        finally:
+            self._ready.set()
+        try:
+            with wired_limit(self.model.target, [cast(mx.Stream, generation_stream)]):
+                while self._admit():
+                    self._turn()
+        finally:
+            self.alive = False
+            self._end_all()
+
+    def _admit(self) -> bool:
+        """Give places to who waits, and wait while nobody is there; False: the engine closes."""
+        with self._changed:
+            while True:
+                if self._closing:
+                    return False
+                gone = [w for w in self._waiting if w.ticket.cancelled]
+                for waiting in gone:
+                    self._waiting.remove(waiting)
+                while self._waiting and self.active < self.max_active:
+                    waiting = self._waiting.popleft()
+                    self._scheduler.add(self._begin(waiting))
+                if gone or self._scheduler.sequences:
+                    break
+                mx.clear_cache()
+                self._changed.wait()
+        for waiting in gone:
+            self._tell(waiting.listener, Finished("cancelled", waiting.figures))
+        return True
+
+    def _begin(self, waiting: _Waiting) -> Sequence:
+        options = replace(
+            self._options,
+            stop_tokens=self._options.stop_tokens or frozenset(self.tokenizer.eos_token_ids),
+        )
+        return Sequence(
+            self.model,
+            waiting.ticket,
+            waiting.listener,
+            waiting.submitted,
+            options,
+            self._scheduler.chunk,
+        )
+
+    def _turn(self) -> None:
+        """One turn of whoever is next; what breaks it ends it alone."""
+        sequence = self._scheduler.next()
+        if sequence.ticket.cancelled:
+            self._end(sequence, Finished("cancelled", sequence.figures))
+            return
+        try:
+            more = self._scheduler.run(sequence)
+        except Exception as error:
+            self._end(sequence, Failed(sentence(error), sequence.figures))
+        else:
+            if not more:
+                self._end(sequence, None)
+
+    def _end(self, sequence: Sequence, event: Finished | Failed | None) -> None:
+        """Take a sequence's place away and tell its owner the last it will hear."""
+        self._scheduler.remove(sequence)
+        try:
+            sequence.close()
+        except Exception as error:
+            event = Failed(sentence(error), sequence.figures)
+        if event is None:
+            event = sequence.ending or Finished("cancelled", sequence.figures)
+            seconds = time.perf_counter() - sequence.submitted - sequence.figures.queued_s
+            self._usual_seconds += 0.2 * (seconds - self._usual_seconds)
+        self.totals.count(event)
+        self._tell(sequence.listener, event)
+
+    def _end_all(self) -> None:
+        with self._changed:
+            waiting, self._waiting = list(self._waiting), deque()
+        for sequence in list(self._scheduler.sequences):
+            self._end(sequence, Finished("cancelled", sequence.figures))
+        for one in waiting:
+            self._tell(one.listener, Finished("cancelled", one.figures))
+
+    def _tell(self, listener: Listener, event: Finished | Failed) -> None:
+        try:
+            listener(event)
+        except Exception:
+            log.exception("A listener failed on the last event of its request.")
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, for somebody who sent a request: no path of the code, no traceback."""
+    if isinstance(error, DFlashError):
+        return str(error)
+    if isinstance(error, MemoryError) or "malloc" in str(error):
+        return "The machine ran out of memory while it answered this request; send a shorter one."
+    log.exception("A request failed.", exc_info=error)
+    return f"Answering this request failed unexpectedly ({type(error).__name__}); see the log."
