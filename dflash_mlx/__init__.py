@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 from dflash_mlx.api import (  # noqa: E402
     GenerationResponse,
+    batch_generate,
     generate,
     load,
     make_prompt_cache,
@@ -20,15 +21,26 @@ from dflash_mlx.api import (  # noqa: E402
 from dflash_mlx.checkpoint import load_draft  # noqa: E402
 from dflash_mlx.decode import make_sampler  # noqa: E402
 from dflash_mlx.pairs import SpeculativeModel  # noqa: E402
+from dflash_mlx.prompt_caches import (  # noqa: E402
+    can_trim_prompt_cache,
+    load_prompt_cache,
+    save_prompt_cache,
+    trim_prompt_cache,
+)
 
 __all__ = [
     "GenerationResponse",
     "SpeculativeModel",
     "__version__",
+    "batch_generate",
+    "can_trim_prompt_cache",
     "generate",
     "load",
     "load_draft",
+    "load_prompt_cache",
     "make_prompt_cache",
     "make_sampler",
+    "save_prompt_cache",
     "stream_generate",
+    "trim_prompt_cache",
 ]

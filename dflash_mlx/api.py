@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import mlx.core as mx
 from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, generation_stream, wired_limit
@@ -195,6 +195,7 @@ def stream_generate(
         cache = model.make_cache()
     elif isinstance(prompt_cache, PromptCache):
         cache = prompt_cache
+        model.check_cache(cache)
     else:
         cache = BorrowedCache(prompt_cache, model.draft.make_context())
     refill = cache.refresh(model.target)
@@ -325,6 +326,14 @@ def generate(
             print(f"Acceptance length: {response.acceptance_length:.2f} tokens per target forward")
             print(f"Peak memory: {response.peak_memory:.3f} GB")
     return text
+
+
+def batch_generate(*_: Any, **__: Any) -> NoReturn:
+    """mlx_lm's function of this name has no counterpart here; says what there is instead."""
+    raise DFlashError(
+        "Batches are not drafted for: call generate for one prompt after the other, or "
+        "mlx_lm.batch_generate(model.target, ...) for plain decoding of many at once."
+    )
 
 
 def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) -> list[int]:

@@ -1,12 +1,19 @@
 """A target and its draft: checked when they are paired."""
 
+from typing import Any, NoReturn
+
 import mlx.nn as nn
 
 from dflash_mlx.decode.adaptive import Learned
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.draft import DFlashDraft
-from dflash_mlx.errors import PairError
+from dflash_mlx.errors import InvalidCache, PairError
 from dflash_mlx.target import TargetView
+
+_NO_MODEL = (
+    "This is a target with its draft and not a model by itself; call dflash_mlx's generate or "
+    "stream_generate with it, and give its `target` to functions of mlx_lm."
+)
 
 
 class SpeculativeModel:
@@ -32,9 +39,33 @@ class SpeculativeModel:
         self.learned: Learned | None = None
         check_pair(self.view, draft)
 
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """A pair is no model; says what to do where one is wanted."""
+        raise PairError(_NO_MODEL)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"A pair has no {name!r}. {_NO_MODEL}")
+
     def make_cache(self) -> PromptCache:
         """An empty prompt cache for one sequence."""
         return PromptCache(self.view.make_cache(), self.draft.make_context())
+
+    def check_cache(self, cache: PromptCache) -> None:
+        """Refuse a prompt cache of another pair.
+
+        Raises:
+            InvalidCache: the target has another number of caches, or the draft another context.
+        """
+        if len(cache.target) != len(self.view.make_cache()):
+            raise InvalidCache(
+                "This prompt cache was made for another target; make a new one with "
+                "make_prompt_cache."
+            )
+        if not cache.context.resembles(self.draft.make_context()):
+            raise InvalidCache(
+                "This prompt cache holds the context of another draft; give its `target`, a plain "
+                "mlx_lm cache, or make a new one with make_prompt_cache."
+            )
 
 
 def check_pair(view: TargetView, draft: DFlashDraft) -> None:

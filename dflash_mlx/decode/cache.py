@@ -1,6 +1,7 @@
 """What is kept of a sequence between calls: the target's caches and the draft's context."""
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.nn as nn
@@ -8,6 +9,7 @@ from mlx_lm.models.cache import make_prompt_cache as make_target_cache
 
 from dflash_mlx.draft import Context
 from dflash_mlx.errors import InvalidCache
+from dflash_mlx.target.caches import COUNTING, leaves, rule_of
 
 
 class PromptCache:
@@ -15,6 +17,8 @@ class PromptCache:
 
     `tokens` are the ids that the target's caches stand for, in order. After a failure in the
     middle of a forward the caches are invalid; the next use says so and fills them again.
+
+    As a sequence it is the target's caches, so that mlx_lm's own functions take it, too.
     """
 
     def __init__(self, target: list[Any], context: Context):
@@ -32,8 +36,12 @@ class PromptCache:
 
         Returns:
             Tokens that must be run again before anything new; empty when all was well.
+
+        Raises:
+            InvalidCache: something else has extended the target's caches.
         """
         if self.valid:
+            self.follow()
             return []
         warnings.warn(
             "An exception left this prompt cache half-written; it is filled again, which costs "
@@ -45,10 +53,46 @@ class PromptCache:
         tokens, self.tokens, self.valid = self.tokens, [], True
         return tokens
 
+    def follow(self) -> None:
+        """Forget what mlx_lm's `trim_prompt_cache` has taken out of the target's caches alone.
+
+        Raises:
+            InvalidCache: something else has extended them.
+        """
+        rows = _rows(self.target)
+        if rows is None or rows == len(self.tokens):
+            return
+        if rows > len(self.tokens):
+            raise InvalidCache(
+                f"This prompt cache stands for {len(self.tokens)} tokens, but its target's caches "
+                f"were extended to {rows} by something else; give its `target`, a plain mlx_lm "
+                "cache, or make a new one."
+            )
+        self.context.rewind(self.context.offset - len(self.tokens) + rows)
+        del self.tokens[rows:]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.target)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.target[index]
+
+    def __setitem__(self, index: Any, cache: Any) -> None:
+        self.target[index] = cache
+
     @property
     def nbytes(self) -> int:
         """Bytes held by the target's caches and the draft's context."""
         return sum(cache.nbytes for cache in self.target) + self.context.nbytes
+
+
+def _rows(target: list[Any]) -> int | None:
+    """The tokens that a target's caches hold; None where none of them counts."""
+    counted = (c.offset for c in leaves(target) if rule_of(c) in COUNTING)
+    return max(counted, default=None)
 
 
 class BorrowedCache(PromptCache):
@@ -63,6 +107,9 @@ class BorrowedCache(PromptCache):
             raise InvalidCache(_LOST)
         super().__init__(target, context)
         context.restart(max((getattr(cache, "offset", 0) or 0 for cache in target), default=0))
+
+    def follow(self) -> None:
+        """Nothing to do: it was borrowed as it is."""
 
     def invalidate(self) -> None:
         self.valid = False

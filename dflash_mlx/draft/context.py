@@ -1,5 +1,7 @@
 """The draft's memory: projected keys and values of committed positions."""
 
+from typing import Any
+
 import mlx.core as mx
 
 
@@ -27,6 +29,12 @@ class LayerGroup:
         rows = self.step if limit is None else limit + self.step
         self.keys = mx.zeros((layers, heads, rows, dim), dtype)
         self.values = mx.zeros((layers, heads, rows, dim), dtype)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What groups of one draft have in common, whatever they hold."""
+        layers, heads, _, dim = self.keys.shape
+        return layers, heads, dim, self.keys.dtype, self.limit, self.sinks
 
     def wanted(self, rows: int) -> list[tuple[int, int]]:
         """Of the next `rows` positions, those worth appending: (start, stop) pairs in order."""
@@ -97,6 +105,10 @@ class Context:
         for group in self.groups:
             group.length = 0
         self.offset = offset
+
+    def resembles(self, other: "Context") -> bool:
+        """Whether both are of one draft, as far as shapes can tell."""
+        return [g.kind for g in self.groups] == [g.kind for g in other.groups]
 
     @property
     def arrays(self) -> list[mx.array]:

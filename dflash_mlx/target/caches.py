@@ -175,6 +175,8 @@ class Unknown(Rule):
 
 OFFSET, CHUNKED, ROWS, RING = Offset(), Chunked(), Rows(), Ring()
 STATE, UNKNOWN = State(), Unknown()
+# Their leaves have an `offset`, the number of tokens they have seen.
+COUNTING = (OFFSET, CHUNKED, ROWS, RING)
 
 # Exact classes: a subclass may do anything.
 RULES: dict[type, Rule] = {
