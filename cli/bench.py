@@ -241,6 +241,7 @@ def _prompts(
             prompts = context_prompts(loaded.model, template, questions, context)
     for prompt in prompts:
         check_positions(target, len(prompt.tokens))
+        loaded.model.view.check_tokens(prompt.tokens)
     return prompts
 
 

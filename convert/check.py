@@ -7,7 +7,7 @@ from statistics import median
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from dflash_mlx.checkpoint import load_draft, load_target
+from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.conversation import Template
 from dflash_mlx.convert.report import CheckReport, Measured
 from dflash_mlx.decode.sampling import Likeliest
@@ -18,6 +18,7 @@ from dflash_mlx.measure.run import Run, Settings, dflash_run
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.published import thinks
 from dflash_mlx.repository import is_draft_config, read_config, resolve
+from dflash_mlx.target_checkpoint import load_target
 
 MAX_TOKENS = 128
 _CONTEXT, _WARM, _TIMED = 512, 3, 20

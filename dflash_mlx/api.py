@@ -11,7 +11,7 @@ from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, generation_stream, wired
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from dflash_mlx.checkpoint import load_draft, load_target
+from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.decode import (
     AdaptiveLength,
     BorrowedCache,
@@ -29,6 +29,7 @@ from dflash_mlx.decode import (
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.stop_strings import StopStrings
+from dflash_mlx.target_checkpoint import load_target
 
 
 @dataclass
@@ -180,6 +181,7 @@ def stream_generate(
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     prompt = encode(tokenizer, prompt)
+    model.view.check_tokens(prompt)
     stops = StopStrings(stop)
     _fixed_length(verify_length, model.draft.block_size)
     if max_tokens == 0 or max_tokens < -1:

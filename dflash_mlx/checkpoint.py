@@ -1,24 +1,14 @@
-"""A draft or a target, loaded from a model directory or hub id."""
+"""A draft, loaded from a model directory or hub id."""
 
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import load as load_mlx_lm
 
 from dflash_mlx.draft import DFlash2Draft, DFlashDraft, DraftConfig
 from dflash_mlx.draft.dtype import parameters, set_activation_dtype
 from dflash_mlx.draft.quantize import Quantization, quantize_draft, quantize_like
-from dflash_mlx.errors import CheckpointError, first_line
-from dflash_mlx.repository import (
-    is_draft_config,
-    read_config,
-    read_tensors,
-    resolve,
-    weight_files,
-)
+from dflash_mlx.errors import CheckpointError, said
+from dflash_mlx.repository import is_draft_config, read_config, read_tensors, resolve
 
 
 def load_draft(
@@ -56,7 +46,7 @@ def load_draft(
             for array in parameters(draft).values():
                 mx.eval(array)
         except RuntimeError as error:
-            raise CheckpointError(f"{directory} cannot be read: {error}.") from error
+            raise CheckpointError(f"{directory} cannot be read: {said(error)}.") from error
     return draft
 
 
@@ -135,52 +125,3 @@ def _plain(dtype: mx.Dtype) -> str:
 def _some(names: list[str], most: int = 4) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def load_target(
-    path_or_repo: str | Path,
-    *,
-    revision: str | None = None,
-    tokenizer_config: dict[str, Any] | None = None,
-    model_config: dict[str, Any] | None = None,
-    adapter_path: str | None = None,
-    lazy: bool = False,
-    trust_remote_code: bool = False,
-) -> tuple[nn.Module, TokenizerWrapper]:
-    """Load a target and its tokenizer through mlx_lm, after a look at what could be wrong.
-
-    Raises:
-        CheckpointError: it cannot be found, is a draft, or its files are damaged, incomplete or of
-            a family that mlx-lm does not know.
-    """
-    directory = resolve(path_or_repo, revision)
-    config = read_config(directory)
-    if is_draft_config(config):
-        raise CheckpointError(
-            f"{path_or_repo} is a DFlash draft; give its target as the model and this as the draft."
-        )
-    weight_files(directory)
-    if not any(
-        (directory / name).is_file()
-        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    ):
-        raise CheckpointError(
-            f"{directory} has no tokenizer files (tokenizer.json); download it again."
-        )
-    if adapter_path is not None and not Path(adapter_path).is_dir():
-        raise CheckpointError(f"There is no adapter directory {adapter_path}.")
-    tokenizer_config = dict(tokenizer_config or {})
-    if trust_remote_code:
-        tokenizer_config.setdefault("trust_remote_code", True)
-    try:
-        target, tokenizer = load_mlx_lm(  # type: ignore[misc]
-            str(directory),
-            tokenizer_config=tokenizer_config,
-            model_config=model_config,
-            adapter_path=adapter_path,
-            lazy=lazy,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"mlx-lm cannot load {path_or_repo}: {first_line(error)}.") from error
-    return target, tokenizer

@@ -21,7 +21,11 @@ class InvalidCache(DFlashError):
     """A prompt cache that an exception left in an unknown state."""
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, or its name where it says nothing; no full stop at the end."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
+def said(error: BaseException) -> str:
+    """All that an error says, in one line, or its name where it says nothing; no full stop.
+
+    Messages of MLX, mlx-lm and transformers have several lines, and the last is often the one that
+    matters.
+    """
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__

@@ -16,7 +16,7 @@ from mlx_lm.models import cache as mlx_cache
 
 from dflash_mlx.decode import PromptCache
 from dflash_mlx.draft import Context, LayerGroup
-from dflash_mlx.errors import CheckpointError, DFlashError, InvalidCache, first_line
+from dflash_mlx.errors import CheckpointError, DFlashError, InvalidCache, said
 from dflash_mlx.target import can_rewind, rewind
 from dflash_mlx.target.caches import leaves
 
@@ -82,7 +82,7 @@ def save_prompt_cache(
         mx.save_safetensors(str(unfinished), arrays, dict(tree_flatten([about, kinds, scalars])))
         os.replace(unfinished, file)
     except (OSError, RuntimeError) as error:
-        raise DFlashError(f"{file} cannot be written: {first_line(error)}.") from error
+        raise DFlashError(f"{file} cannot be written: {said(error)}.") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -105,7 +105,7 @@ def load_prompt_cache(file_name: str | Path, return_metadata: bool = False) -> A
     except Exception as error:
         # mlx_lm reads what a file says of itself without looking, so anything may go wrong.
         raise CheckpointError(
-            f"{file_name} cannot be read as a prompt cache ({first_line(error)}); give a file that "
+            f"{file_name} cannot be read as a prompt cache ({said(error)}); give a file that "
             "save_prompt_cache wrote."
         ) from error
     return (cache, metadata) if return_metadata else cache

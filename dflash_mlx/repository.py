@@ -1,7 +1,5 @@
 """A model directory or hub id -> its local files, config and tensors, with clear errors."""
 
-import json
-import struct
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +14,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dflash_mlx.errors import CheckpointError
+from dflash_mlx.errors import CheckpointError, said
+from dflash_mlx.json_text import parse_json
+from dflash_mlx.safetensors import tensor_shapes
 
 _DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICEN[CS]E*", "NOTICE*"]
 _TARGET_FILES = [
@@ -94,13 +94,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     file = directory / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory} has no config.json; give a model directory or a hub id."
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {said(error)}.") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} holds no JSON object.")
     return config
@@ -112,23 +112,20 @@ def is_draft_config(config: dict[str, Any]) -> bool:
     return "dflash_config" in config or any("DFlash" in str(name) for name in names)
 
 
-def weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> dict[Path, dict[str, list[int]]]:
     """The safetensors files of a model directory: those its index names, or all there are.
 
-    Every file is checked for truncation, so that a broken download is found before it is used.
+    Every file is checked, so that a broken download is found before it is used.
+
+    Returns:
+        Names and shapes of the tensors in each.
 
     Raises:
         CheckpointError: none is there, the index names a missing one, or one is damaged.
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} cannot be read as a safetensors index.") from error
-        files = [directory / name for name in names]
+        files = [directory / name for name in _indexed(index)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(
@@ -138,27 +135,19 @@ def weight_files(directory: Path) -> list[Path]:
         files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{directory} has no safetensors weights.")
-    for file in files:
-        _check_safetensors(file)
-    return files
+    return {file: tensor_shapes(file) for file in files}
 
 
-def _check_safetensors(file: Path) -> None:
-    damaged = CheckpointError(f"{file} is damaged or cut short; download it again.")
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
     try:
-        size = file.stat().st_size
-        with open(file, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size - 8:
-                raise damaged
-            header = json.loads(stream.read(length))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        if error is damaged:
-            raise
-        raise damaged from error
-    if size != 8 + length + max(ends, default=0):
-        raise damaged
+        names = set(parse_json(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} cannot be read as a safetensors index.") from error
+    # A name leads to no other directory, so that an index cannot have one's other files read.
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index} cannot be read as a safetensors index.")
+    return sorted(names)
 
 
 def read_tensors(directory: Path) -> dict[str, mx.array]:

@@ -8,10 +8,11 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from dflash_mlx.checkpoint import load_draft, load_target
+from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.draft.config import default_target_layer_ids
 from dflash_mlx.errors import CheckpointError
 from dflash_mlx.repository import resolve
+from dflash_mlx.target_checkpoint import load_target
 from tests.tiny_pair import write_draft, write_pair
 
 

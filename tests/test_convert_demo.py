@@ -8,7 +8,6 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx import SpeculativeModel, load_draft
-from dflash_mlx.checkpoint import load_target
 from dflash_mlx.conversation import Template
 from dflash_mlx.convert import convert
 from dflash_mlx.demo import demo_paths
@@ -16,6 +15,7 @@ from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.draft.dtype import parameters
 from dflash_mlx.measure.prompts import demo_questions, rendered
 from dflash_mlx.measure.run import Run, Settings, dflash_run, plain_run
+from dflash_mlx.target_checkpoint import load_target
 from tests.test_convert import SETTINGS, output
 
 MAX_TOKENS = 96

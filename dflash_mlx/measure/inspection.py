@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from dflash_mlx.checkpoint import load_draft, load_target
+from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.conversation import max_positions
 from dflash_mlx.draft import DFlashDraft, DraftConfig
 from dflash_mlx.errors import DFlashError
@@ -17,6 +17,7 @@ from dflash_mlx.repository import is_draft_config, read_config, resolve
 from dflash_mlx.target import TargetView
 from dflash_mlx.target.anatomy import examine
 from dflash_mlx.target.caches import leaves
+from dflash_mlx.target_checkpoint import load_target
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,19 @@ class TargetView:
                     f"{self.depth - 1}; use the target that the draft was trained for."
                 )
 
+    def check_tokens(self, tokens: Iterable[int]) -> None:
+        """Refuse token ids that there is no embedding for: MLX would read beside it.
+
+        Raises:
+            PairError: there is one, as where the tokenizer is another model's.
+        """
+        wrong = next((t for t in tokens if not 0 <= t < self.vocab_size), None)
+        if wrong is not None:
+            raise PairError(
+                f"The prompt has the token {wrong}, and the target's embedding has only "
+                f"{self.vocab_size} rows; its tokenizer is another model's, or damaged."
+            )
+
     def forward(
         self, tokens: mx.array, cache: list[Any], taps: Sequence[int] = ()
     ) -> tuple[mx.array, mx.array | None]:

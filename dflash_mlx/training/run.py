@@ -10,15 +10,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from dflash_mlx.checkpoint import load_draft, load_target
+from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.conversation.template import Template
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.draft import DFlash2Draft, DFlashDraft
 from dflash_mlx.draft.dtype import is_quantized
-from dflash_mlx.errors import DFlashError, first_line
+from dflash_mlx.errors import DFlashError, said
 from dflash_mlx.pairs import check_pair
 from dflash_mlx.repository import read_config, resolve
 from dflash_mlx.target import TargetView
+from dflash_mlx.target_checkpoint import load_target
 from dflash_mlx.training.answers import Author, answer_file, answered
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.card import training_card
@@ -199,6 +200,8 @@ class Training:
         count = min(plan.regenerate, len(rows))
         asked = encode_rows(rows[:count], template, plan.seq_length, unanswered=True)
         given = encode_rows(rows[count:], template, plan.seq_length)
+        for sample in (*asked.samples, *given.samples):
+            self.view.check_tokens(sample.tokens.tolist())
         samples, remarks = asked.samples, []
         if samples:
             adapter = [Path(plan.adapter_path)] if plan.adapter_path else []
@@ -252,7 +255,7 @@ class Training:
                 raise
             plan = self.plan
             raise DFlashError(
-                f"Memory ran out in step {self.trainer.step_count + 1} ({first_line(error)}); "
+                f"Memory ran out in step {self.trainer.step_count + 1} ({said(error)}); "
                 f"lower --batch-size (now {plan.batch_size}), --anchors (now {plan.anchors}) or "
                 f"--seq-length (now {plan.seq_length}), in this order."
             ) from error
