@@ -1,6 +1,7 @@
 """The options that commands share: names and meanings as mlx_lm's."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,18 @@ def json_object(value: str | dict[str, Any]) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise typer.BadParameter('it is not a JSON object like {"key": "value"}.')
     return parsed
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def byte_count(value: str | int) -> int:
+    """A number of bytes, plain or with a unit."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b?)\s*", str(value), re.IGNORECASE)
+    unit = match[2].upper() if match else ""
+    if match is None or not (size := int(float(match[1]) * _UNITS[unit.removesuffix("B") + "B"])):
+        raise typer.BadParameter(f"{value!r} is no number of bytes like 8000000000 or 8GB.")
+    return size
 
 
 def token_limit(value: int) -> int:

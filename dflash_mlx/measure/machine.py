@@ -18,7 +18,7 @@ def machine() -> dict[str, Any]:
     return {
         "chip": chip(),
         "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
         "system": _system(),
         "device": str(mx.default_device().type).rsplit(".", 1)[-1],
         "gflops": round(matmul_gflops(), 1),
@@ -29,6 +29,11 @@ def machine() -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def memory_bytes() -> int:
+    """All of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _system() -> str:
