@@ -10,7 +10,7 @@ from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
 
 from dflash_mlx.cli import options
 from dflash_mlx.cli.answer import AsMarkdown, AsWritten
-from dflash_mlx.cli.chat_commands import Leave, Talk, obey
+from dflash_mlx.cli.chat_commands import Leave, Talk, find_command, looks_like_command
 from dflash_mlx.cli.line_input import open_input
 from dflash_mlx.cli.loading import load_pair, quantizing
 from dflash_mlx.cli.screen import err, fail, note, reading, stats_line
@@ -98,7 +98,7 @@ def _run(talk: Talk) -> None:
         note('/help for help, """ for several lines, Ctrl-D to leave.')
     while True:
         try:
-            message = person.read()
+            typed = person.read()
         except EOFError:
             break
         except KeyboardInterrupt:
@@ -109,13 +109,16 @@ def _run(talk: Talk) -> None:
         except UnicodeDecodeError:
             fail("The input is not UTF-8 text.")
             raise typer.Exit(1) from None
-        if not message.strip():
+        if not typed.text.strip():
             continue
         try:
-            if message.startswith("/"):
-                obey(message, talk)
+            command = None if typed.fenced else find_command(typed.text)
+            if command is not None:
+                command(talk)
             else:
-                _answer(message, talk)
+                if not typed.fenced and (unknown := looks_like_command(typed.text)):
+                    note(f"There is no command {unknown}, so this is a message; /help lists them.")
+                _answer(typed.text, talk)
         except Leave:
             break
         except DFlashError as error:

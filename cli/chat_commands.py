@@ -1,5 +1,6 @@
 """What can be typed in a chat besides messages."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,8 @@ HELP = """\
 /load FILE            go on with a conversation from a file
 /stats                figures of the whole conversation
 /quit, /exit, /bye    leave; so does Ctrl-D
-\"\"\" opens and closes a message of several lines; Ctrl-C stops an answer."""
+\"\"\" opens and closes a message of several lines, in which nothing is a command.
+Any other text is a message, also one with a slash before it. Ctrl-C stops an answer."""
 
 
 class Leave(Exception):
@@ -97,18 +99,25 @@ class Talk:
         note(f"Loaded {_count(len(conversation.messages), 'message')} from {file}.")
 
 
-def obey(line: str, talk: Talk) -> None:
-    """Do what a line that begins with / says.
+def find_command(message: str) -> Callable[[Talk], None] | None:
+    """What a message tells the chat to do; None for what is meant for the model.
 
-    Raises:
-        DFlashError: there is no such command, or its argument is no good.
-        Leave: the user wants to go.
+    A command is a name of the list directly behind a slash. One that takes no argument stands
+    alone: "/reset everything in the drawer" is a message. The function raises DFlashError where
+    its argument is no good, and Leave where the user wants to go.
     """
-    name, _, argument = line[1:].strip().partition(" ")
+    found = re.fullmatch(r"/(\S+)(?:\s+(.*))?", message.rstrip(), re.DOTALL)
+    name, argument = found.groups("") if found else ("", "")
     command = _COMMANDS.get(name.lower())
-    if command is None:
-        raise DFlashError(f"There is no /{name}; /help lists the commands.")
-    command(argument.strip(), talk)
+    if command is None or (argument and command in _ALONE):
+        return None
+    return lambda talk: command(argument, talk)
+
+
+def looks_like_command(message: str) -> str | None:
+    """The name that was perhaps mistyped: a slash and a word, and nothing like a path."""
+    found = re.match(r"/([a-z]+)(?=\s|$)", message, re.IGNORECASE)
+    return found.group() if found and found.group(1).lower() not in _COMMANDS else None
 
 
 def _help(argument: str, talk: Talk) -> None:
@@ -225,6 +234,8 @@ _SETTINGS: dict[str, Callable[[str], Any]] = {
     "max_tokens": lambda text: options.token_limit(_between(-1, float("inf"), int)(text)),
     "verify_length": options.verify_length,
 }
+
+_ALONE = (_help, _reset, _stats, _quit)
 
 _COMMANDS: dict[str, Callable[[str, Talk], None]] = {
     "help": _help,

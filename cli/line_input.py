@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,11 +11,19 @@ from dflash_mlx.cli.screen import note
 FENCE = '"""'
 
 
+@dataclass(frozen=True)
+class Typed:
+    """What was typed or piped in, fences removed; `fenced` if it had them."""
+
+    text: str
+    fenced: bool = False
+
+
 class Input(Protocol):
     """Where messages come from."""
 
-    def read(self) -> str:
-        """The next message, fences removed; EOFError at the end, KeyboardInterrupt on Ctrl-C."""
+    def read(self) -> Typed:
+        """The next message; EOFError at the end, KeyboardInterrupt on Ctrl-C."""
         ...
 
 
@@ -31,12 +40,12 @@ def unfinished(text: str) -> bool:
     return text.startswith(FENCE) and not (len(text) > 5 and text.endswith(FENCE))
 
 
-def without_fences(text: str) -> str:
+def without_fences(text: str) -> Typed:
     """A finished message without the fences around it."""
     stripped = text.strip()
     if not stripped.startswith(FENCE):
-        return text
-    return stripped.removeprefix(FENCE).removesuffix(FENCE).strip("\n")
+        return Typed(text)
+    return Typed(stripped.removeprefix(FENCE).removesuffix(FENCE).strip("\n"), fenced=True)
 
 
 def history_file() -> Path:
@@ -51,7 +60,7 @@ def history_file() -> Path:
 
 
 class _Lines:
-    def read(self) -> str:
+    def read(self) -> Typed:
         lines = [self._line()]
         while unfinished("\n".join(lines)):
             lines.append(self._line())
@@ -89,7 +98,7 @@ class _Editor:
             history=_history(), key_bindings=keys, multiline=True, prompt_continuation="  "
         )
 
-    def read(self) -> str:
+    def read(self) -> Typed:
         return without_fences(self._session.prompt("> "))
 
 

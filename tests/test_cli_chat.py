@@ -10,7 +10,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from dflash_mlx.cli.line_input import unfinished, without_fences
+from dflash_mlx.cli.line_input import Typed, unfinished, without_fences
 from tests.command_line import PROGRAM, complaint, run
 from tests.tiny_pair import SENTENCE, write_pair
 
@@ -255,7 +255,6 @@ def test_commands(reciting, tmp_path):
         "/stats",
         "/save",
         f"/load {tmp_path / 'nowhere.json'}",
-        "/juggle",
         "/reset",
         "/clear",
         "/quit",
@@ -282,7 +281,6 @@ def test_commands(reciting, tmp_path):
         "No answer yet.",
         "Say /save FILE.",
         "There is no file",
-        "There is no /juggle",
         "The conversation is forgotten.",
     ]
     at = 0
@@ -320,4 +318,42 @@ def test_a_prompt_beyond_the_positions_is_refused_and_the_chat_goes_on(tmp_path)
 def test_fences(text, open_, message):
     assert unfinished(text) is open_
     if message is not None:
-        assert without_fences(text) == message
+        assert without_fences(text) == Typed(message, fenced=text.startswith('"""'))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "/etc/hosts is what?",
+        "/usr",
+        "/",
+        "/ help",
+        "//reset",
+        "/reset everything in the drawer",
+        "/quit smoking, how?",
+        "/help me with my homework",
+        "/juggle",
+        " /reset",
+        "/resetting",
+        "/reset/",
+        "Say /reset",
+        '"""/reset"""',
+        '"""\n/quit\n"""',
+        '"""\n/reset everything\nis what the note says\n"""',
+    ],
+)
+def test_only_known_commands_at_the_start_are_commands(reciting, message, tmp_path):
+    saved = tmp_path / "c.json"
+    result = run("chat", *reciting, stdin=f"Count.\n{message}\n/save {saved}\n")
+    assert result.exit_code == 0 and result.stdout == f"{SENTENCE}\n" * 2
+    said = json.loads(saved.read_text())["messages"][2]["content"]
+    assert said == without_fences(message).text
+    assert ("There is no command" in result.stderr) == (
+        message in ("/usr", "/juggle", "/resetting")
+    )
+
+
+@pytest.mark.parametrize("message", ["/QUIT", "/quit ", "/bye", "/exit\t"])
+def test_commands_in_capitals_and_with_spaces_behind(reciting, message):
+    result = run("chat", *reciting, stdin=f"{message}\nnever reached\n")
+    assert result.exit_code == 0 and result.stdout == ""
