@@ -126,9 +126,15 @@ def train(
     lr: Annotated[float, _option(_STEPS, "Highest learning rate.", min=0.0)] = DEFAULT.lr,
     warmup: Annotated[int, _option(_STEPS, "Steps until it is reached.", min=0)] = DEFAULT.warmup,
     gamma: Annotated[
-        float,
-        _option(_STEPS, "Row k of a block weighs exp(-(k - 1) / gamma) in the loss.", min=0.0),
-    ] = DEFAULT.gamma,
+        float | None,
+        _option(
+            _STEPS,
+            "Row k of a block weighs exp(-(k - 1) / gamma) in the loss; 7 for a block of 16 and in "
+            "proportion for others if not given.",
+            min=0.0,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int, _option(_STEPS, "Seed of weights, order and anchors.", min=0)
     ] = DEFAULT.seed,

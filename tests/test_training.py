@@ -317,7 +317,7 @@ def test_the_loss_is_a_weighted_mean_also_in_parts(changes, frozen):
     for rows in (1, 4, 30, 1000):
 
         def in_parts(states, most=rows * VOCAB):
-            return block_loss(draft, states, targets, weights, frozen.head, most)
+            return block_loss(draft, states, targets, weights, frozen.head, most_logits=most)
 
         found, its_gradient = mx.value_and_grad(in_parts)(states)
         assert found[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
@@ -326,7 +326,12 @@ def test_the_loss_is_a_weighted_mean_also_in_parts(changes, frozen):
 
 
 def test_a_batch_without_anything_to_learn_is_harmless(frozen):
-    batch = Batch(np.ones((1, 16), np.int32), np.zeros((1, 16), bool), np.array([16], np.int32))
+    batch = Batch(
+        np.ones((1, 16), np.int32),
+        np.zeros((1, 16), bool),
+        np.array([16], np.int32),
+        np.zeros(1, int),
+    )
     blocks = choose_blocks(batch, 4, BLOCK, 7.0, np.random.default_rng(0))
     assert not blocks.weights.any()
 

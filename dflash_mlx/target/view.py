@@ -61,6 +61,25 @@ class TargetView:
         """
         return self._head(hidden)
 
+    def head_rows(self, ids: mx.array) -> mx.array | None:
+        """The head's weight rows [n, H] of token ids [n]; None where it does more than multiply."""
+        head, owner = self._head, getattr(self._head, "__self__", None)
+        if owner is self._embedding and isinstance(owner, nn.Embedding | nn.QuantizedEmbedding):
+            return owner(ids)
+        if isinstance(head, nn.Linear) and "bias" not in head:
+            return head.weight[ids]
+        if isinstance(head, nn.QuantizedLinear) and "bias" not in head:
+            biases = head.get("biases")
+            return mx.dequantize(
+                head.weight[ids],
+                head.scales[ids],
+                None if biases is None else biases[ids],
+                head.group_size,
+                head.bits,
+                head.mode,
+            )
+        return None
+
     def make_cache(self) -> list[Any]:
         """A fresh prompt cache, mlx_lm's own."""
         return make_prompt_cache(self.model)

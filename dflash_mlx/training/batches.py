@@ -22,16 +22,20 @@ class Sample:
 class Batch:
     """Samples padded on the right to one length, one document a row.
 
-    tokens: int32 [B, T]; learn: bool [B, T], False on padding; lengths: int32 [B].
+    tokens: int32 [B, T]; learn: bool [B, T], False on padding; lengths: int32 [B]; indices:
+    int64 [B], which of the samples they are.
     """
 
     tokens: np.ndarray
     learn: np.ndarray
     lengths: np.ndarray
+    indices: np.ndarray
 
 
-def collate(samples: Sequence[Sample], pad_to: int = 1) -> Batch:
-    """Pad samples to a common length, a multiple of `pad_to`."""
+def collate(
+    samples: Sequence[Sample], pad_to: int = 1, indices: Sequence[int] | None = None
+) -> Batch:
+    """Pad samples to a common length, a multiple of `pad_to`; `indices` are their own if None."""
     lengths = np.array([len(sample.tokens) for sample in samples], dtype=np.int32)
     width = -(-int(lengths.max()) // pad_to) * pad_to
     tokens = np.zeros((len(samples), width), dtype=np.int32)
@@ -39,7 +43,8 @@ def collate(samples: Sequence[Sample], pad_to: int = 1) -> Batch:
     for row, sample in enumerate(samples):
         tokens[row, : lengths[row]] = sample.tokens
         learn[row, : lengths[row]] = sample.learn
-    return Batch(tokens, learn, lengths)
+    numbers = np.arange(len(samples)) if indices is None else np.array(indices)
+    return Batch(tokens, learn, lengths, numbers)
 
 
 def batches(
@@ -58,4 +63,4 @@ def batches(
         groups[-1].append(i)
     rng.shuffle(groups)
     for group in groups:
-        yield collate([samples[i] for i in group], pad_to)
+        yield collate([samples[i] for i in group], pad_to, group)

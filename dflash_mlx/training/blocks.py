@@ -183,6 +183,7 @@ def block_loss(
     targets: mx.array,
     weights: mx.array,
     head: Head,
+    raised: mx.array | None = None,
     most_logits: int = MOST_LOGITS,
 ) -> tuple[mx.array, mx.array]:
     """Weighted mean cross-entropy, and which rows' most likely token was right.
@@ -194,10 +195,12 @@ def block_loss(
         draft: has the cap on the logits.
         states: of the proposal rows, [..., H].
         targets, weights: [...]; returns the loss, a scalar, and bool [...].
-        head: the target's.
+        head: the target's, [1, N, H] -> [1, N, V], or a part of it that `targets` point into.
+        raised: [V], added to the logits in the loss; whether a row was right leaves it out.
         most_logits: the most logits of a part.
     """
-    shape, rows = targets.shape, max(1, most_logits // draft.config.vocab_size)
+    vocabulary = draft.config.vocab_size if raised is None else raised.size
+    shape, rows = targets.shape, max(1, most_logits // vocabulary)
     states, targets, weights = (
         states.reshape(-1, states.shape[-1]),
         targets.flatten(),
@@ -207,7 +210,7 @@ def block_loss(
     hits: list[mx.array] = []
     for start in range(0, targets.size, rows):
         end = start + rows
-        part = partial(_part_loss, draft, head, targets[start:end], weights[start:end])
+        part = partial(_part_loss, draft, head, raised, targets[start:end], weights[start:end])
         loss, right = (mx.checkpoint(part) if rows < targets.size else part)(states[start:end])
         losses.append(loss)
         hits.append(right)
@@ -216,8 +219,16 @@ def block_loss(
 
 
 def _part_loss(
-    draft: DFlashDraft, head: Head, targets: mx.array, weights: mx.array, states: mx.array
+    draft: DFlashDraft,
+    head: Head,
+    raised: mx.array | None,
+    targets: mx.array,
+    weights: mx.array,
+    states: mx.array,
 ) -> tuple[mx.array, mx.array]:
     logits = state_logits(draft, states, head)
+    right = mx.argmax(logits, axis=-1) == targets
+    if raised is not None:
+        logits = logits + raised
     loss = (fast_math.cross_entropy(logits, targets) * weights).sum()
-    return loss, mx.argmax(logits, axis=-1) == targets
+    return loss, right

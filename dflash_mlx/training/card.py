@@ -33,7 +33,7 @@ def training_card(name: str, plan: Plan, trainer: Trainer, evaluation: Evaluatio
         ("Batch", f"{plan.batch_size} sequences of {plan.seq_length} tokens"),
         ("Anchors", f"{plan.anchors} a sequence"),
         ("Learning rate", f"{plan.lr:g}, warm-up {plan.warmup} steps"),
-        ("Gamma, seed", f"{plan.gamma:g}, {plan.seed}"),
+        ("Gamma, seed", f"{trainer.gamma:g}, {plan.seed}"),
     ]
     if plan.init is not None:
         rows.append(("Began from", Path(plan.init).name))

@@ -25,7 +25,8 @@ class Plan:
         seq_length: tokens of a sequence.
         anchors: blocks drawn from a sequence of full length; from a shorter one as many fewer.
         lr, warmup: the highest learning rate, and the steps until it is reached.
-        gamma: row k of a block weighs exp(-(k - 1) / gamma) in the loss.
+        gamma: row k of a block weighs exp(-(k - 1) / gamma) in the loss; None takes the paper's 7
+            for a block of 16, and in proportion for others.
         seed: of the weights, the order of the data and the anchors.
         init: a draft to go on from.
         regenerate: so many rows, from the first on, are answered by the target.
@@ -43,7 +44,7 @@ class Plan:
     anchors: int = 64
     lr: float = 6e-4
     warmup: int = 100
-    gamma: float = 7.0
+    gamma: float | None = None
     seed: int = 0
     init: str | None = None
     regenerate: int = 0
@@ -59,13 +60,18 @@ class Plan:
             if getattr(self, name) < bound:
                 raise DFlashError(f"{name} is {getattr(self, name)}; give at least {bound}.")
         for name in ("lr", "gamma"):
-            if not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise DFlashError(f"{name} is {getattr(self, name)}; give more than 0.")
         if self.init is not None and (self.draft_layers, self.block_size, self.taps) != (None,) * 3:
             raise DFlashError(
                 "A draft to go on from has its own layers, block size and taps; leave these out, "
                 "or init."
             )
+
+    def gamma_for(self, block_size: int) -> float:
+        """How slowly the weights of a block's rows fall, in rows."""
+        return 7.0 * block_size / 16 if self.gamma is None else self.gamma
 
     def blocks_of(self, width: int) -> int:
         """Blocks drawn from a sequence that is `width` tokens wide with its padding."""

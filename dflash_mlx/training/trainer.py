@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 from dflash_mlx.draft.config import DraftConfig
 from dflash_mlx.draft.model import DFlashDraft
 from dflash_mlx.target import TargetView
-from dflash_mlx.training.batches import Batch, Sample, batches
+from dflash_mlx.training.batches import Batch, Sample, batches, collate
 from dflash_mlx.training.blocks import Blocks, block_loss, choose_blocks, proposal_states
+from dflash_mlx.training.features import FeatureStore
 from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.state import restore_state, save_state
+from dflash_mlx.training.vocabulary import LossVocabulary
 
 WEIGHT_DECAY = 0.01  # AdamW's; small against the signal of a few thousand steps
 
@@ -28,12 +31,14 @@ class FrozenTarget:
     """What training takes from a target; nothing of it changes.
 
     features: tokens [B, T] -> tapped outputs [B, T, taps * H]; embed: tokens [B, L] -> [B, L, H];
-    head: [B, L, H] -> logits [B, L, V].
+    head: [B, L, H] -> logits [B, L, V]; head_rows: ids [n] -> the head's weights [n, H], or None
+    where it does more than multiply by them.
     """
 
     features: Callable[[mx.array], mx.array]
     embed: Callable[[mx.array], mx.array]
     head: Callable[[mx.array], mx.array]
+    head_rows: Callable[[mx.array], mx.array | None] = lambda ids: None
 
     @classmethod
     def of(cls, view: TargetView, taps: Sequence[int]) -> "FrozenTarget":
@@ -44,7 +49,7 @@ class FrozenTarget:
             assert recorded is not None
             return recorded
 
-        return cls(features, view.embed, view.head)
+        return cls(features, view.embed, view.head, view.head_rows)
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,17 @@ class Trainer:
         target: FrozenTarget,
         samples: Sequence[Sample],
         plan: Plan,
+        store: FeatureStore | None = None,
     ):
+        """`store` keeps the samples' features; without one they are computed for every step."""
         self.draft, self.target = draft, target
+        self.gamma = plan.gamma_for(draft.block_size)
         self.samples, self.plan = samples, plan
         self.step_count = 0
+        self._features = store.features if store else self._computed
+        vocabulary = LossVocabulary(samples, draft.config.vocab_size)
+        pays = vocabulary.pays and target.head_rows(mx.array([0])) is not None
+        self._vocabulary = vocabulary if pays else None
         self._tokens_per_batch = plan.batch_size * plan.seq_length
         self.optimizer = optim.AdamW(
             learning_rate=plan.lr,
@@ -94,14 +106,19 @@ class Trainer:
         self._batches = self._endless_batches()
         self._loss_and_grad = nn.value_and_grad(draft, self._loss)
 
+    def whole_vocabulary(self) -> None:
+        """Compute every step's loss over the whole vocabulary, whatever that costs."""
+        self._vocabulary = None
+
     def step(self) -> StepReport:
         """Train on the next batch."""
         began = time.perf_counter()
         number, plan = self.step_count, self.plan
         batch = next(self._batches)
-        blocks, arrays = self._prepare(batch, np.random.default_rng([plan.seed, number]))
+        rng = np.random.default_rng([plan.seed, number])
         self.optimizer.learning_rate = plan.learning_rate_at(number)
-        (loss, hits), gradients = self._loss_and_grad(*arrays)
+        blocks = self._blocks(batch, rng)
+        (loss, hits), gradients = self._gradients(blocks, self._features(batch), rng)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         self.optimizer.update(self.draft, gradients)
         mx.eval(loss, hits, self.draft.parameters(), self.optimizer.state)
@@ -109,17 +126,43 @@ class Trainer:
         seconds = time.perf_counter() - began
         return self._report(loss.item(), batch, np.array(hits), blocks.weights > 0, seconds)
 
-    def accuracy(self, samples: Sequence[Sample]) -> list[float]:
+    def accuracy(
+        self, samples: Sequence[Sample], enough: Callable[[], bool] = lambda: False
+    ) -> list[float]:
         """The share of blocks whose most likely token is right, for each place of a block.
 
-        samples: others than those trained on; their blocks are the same at every call.
+        samples: others than those trained on; their blocks are the same at every call. enough:
+        asked after every batch whether to leave it at that.
         """
         right = seen = np.zeros(self.draft.block_size - 1)
         for batch in batches(samples, self._tokens_per_batch, random.Random(0)):
-            blocks, arrays = self._prepare(batch, np.random.default_rng(0))
-            hits, used = np.array(self._loss(*arrays)[1]), blocks.weights > 0
+            blocks = self._blocks(batch, np.random.default_rng(0))
+            hits = np.array(self._whole_loss(blocks, self._computed(batch))[1])
+            used = blocks.weights > 0
             right, seen = right + (hits & used).sum(axis=(0, 1)), seen + used.sum(axis=(0, 1))
+            if enough():
+                break
         return (right / np.maximum(seen, 1)).tolist()
+
+    def first_loss(self) -> float:
+        """The loss of the draft as it is on the run's first batch, over the whole vocabulary."""
+        batch = next(self._endless_batches())
+        blocks = self._blocks(batch, np.random.default_rng([self.plan.seed, 0]))
+        return self._whole_loss(blocks, self._computed(batch))[0].item()
+
+    def seconds_per_step(self) -> float:
+        """What a step on full sequences takes here; the draft and the run stay as they are."""
+        plan = self.plan
+        said = np.concatenate([sample.tokens for sample in self.samples])
+        tokens = np.resize(said, (plan.batch_size, plan.seq_length))
+        sequences = [Sample(row, np.ones(len(row), dtype=bool)) for row in tokens]
+        batch, seconds = collate(sequences), 0.0
+        for _ in range(2):  # the first one also compiles and loads
+            began = time.perf_counter()
+            rng = np.random.default_rng(0)
+            mx.eval(self._gradients(self._blocks(batch, rng), self._computed(batch), rng))
+            seconds = time.perf_counter() - began
+        return seconds
 
     def save(self, file: Path) -> None:
         """Write the state from which `restore` goes on."""
@@ -132,25 +175,39 @@ class Trainer:
         for _ in range(self.step_count):
             next(self._batches)
 
-    def _prepare(self, batch: Batch, rng: np.random.Generator) -> tuple[Blocks, list[mx.array]]:
-        """Blocks of a batch, and the arguments of `_loss`."""
-        plan = self.plan
-        count = plan.blocks_of(batch.tokens.shape[1])
-        blocks = choose_blocks(batch, count, self.draft.block_size, plan.gamma, rng)
-        features = mx.stop_gradient(self.target.features(mx.array(batch.tokens)))
-        parts = (blocks.first, blocks.anchors, blocks.targets, blocks.weights)
-        return blocks, [features, *map(mx.array, parts)]
+    def _blocks(self, batch: Batch, rng: np.random.Generator) -> Blocks:
+        count = self.plan.blocks_of(batch.tokens.shape[1])
+        return choose_blocks(batch, count, self.draft.block_size, self.gamma, rng)
+
+    def _computed(self, batch: Batch) -> mx.array:
+        """The batch's features [B, T, taps * H], from the target."""
+        return mx.stop_gradient(self.target.features(mx.array(batch.tokens)))
+
+    def _gradients(self, blocks: Blocks, features: mx.array, rng: np.random.Generator) -> Any:
+        """((loss, which rows were right [B, A, n - 1]), the gradients)."""
+        head, targets, raised = self.target.head, blocks.targets, None
+        if self._vocabulary is not None:
+            part = self._vocabulary.part(targets, rng)
+            rows = self.target.head_rows(mx.array(part.ids))
+            assert rows is not None
+            head, targets = partial(_multiply, rows), part.positions(targets)
+            raised = mx.array(part.raised)
+        return self._loss_and_grad(blocks, features, head, mx.array(targets), raised)
+
+    def _whole_loss(self, blocks: Blocks, features: mx.array) -> tuple[Any, mx.array]:
+        return self._loss(blocks, features, self.target.head, mx.array(blocks.targets), None)
 
     def _loss(
         self,
+        blocks: Blocks,
         features: mx.array,
-        first: mx.array,
-        anchors: mx.array,
+        head: Callable[[mx.array], mx.array],
         targets: mx.array,
-        weights: mx.array,
+        raised: mx.array | None,
     ) -> tuple[mx.array, mx.array]:
+        first, anchors = mx.array(blocks.first), mx.array(blocks.anchors)
         states = proposal_states(self.draft, features, first, anchors, self.target.embed)
-        return block_loss(self.draft, states, targets, weights, self.target.head)
+        return block_loss(self.draft, states, targets, mx.array(blocks.weights), head, raised)
 
     def _endless_batches(self) -> Iterator[Batch]:
         epoch = 0
@@ -173,6 +230,10 @@ class Trainer:
             seen=used.sum(axis=(0, 1)),
             run=1 + float(runs[blocks].mean()) if blocks.any() else 0.0,
         )
+
+
+def _multiply(rows: mx.array, states: mx.array) -> mx.array:
+    return states @ rows.T.astype(states.dtype)
 
 
 def new_draft(config: Mapping[str, Any], final_norm: mx.array | None, seed: int) -> DFlashDraft:
