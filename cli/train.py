@@ -1,5 +1,6 @@
 """dflash-mlx train: a draft for a target, from one's own texts."""
 
+import time
 from collections import deque
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from dflash_mlx.training.run import Training
 from dflash_mlx.training.trainer import StepReport
 
 _DATA, _DRAFT, _STEPS = "Target and data", "Draft", "Training"
+USEFUL = 1.5  # acceptance length below which drafting pays on hardly any machine
 DEFAULT = Plan(target="", data=Path())
 
 
@@ -107,7 +109,33 @@ def train(
             parser=taps,
         ),
     ] = "auto",
-    steps: Annotated[int, _option(_STEPS, "Optimizer steps.", min=1)] = DEFAULT.steps,
+    steps: Annotated[
+        int | None,
+        _option(
+            _STEPS,
+            "Optimizer steps; 2000 if not given. With --resume, more of them lengthen the run.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        _option(
+            _STEPS,
+            "Instead of --steps: as many as fit into so many minutes, answering included.",
+            min=0.1,
+            show_default=False,
+        ),
+    ] = None,
+    keep_features: Annotated[
+        float,
+        _option(
+            _STEPS,
+            "Gigabytes of disk for what the target makes of the data, computed once instead of in "
+            "every round through it; deleted at the end.",
+            min=0.0,
+        ),
+    ] = DEFAULT.keep_features / (1 << 30),
     batch_size: Annotated[
         int,
         _option(_STEPS, "Sequences of full length in a step; of shorter ones as many more.", min=1),
@@ -163,6 +191,8 @@ def train(
         block_size=block_size,
         taps=tap_ids or None,
         steps=steps,
+        minutes=minutes,
+        keep_features=int(keep_features * (1 << 30)),
         batch_size=batch_size,
         seq_length=seq_length,
         anchors=anchors,
@@ -176,7 +206,7 @@ def train(
         revision=revision,
         adapter_path=adapter_path,
     )
-    with TrainingScreen(steps) as screen:
+    with TrainingScreen() as screen:
         try:
             training = Training(
                 plan,
@@ -186,6 +216,7 @@ def train(
                 save_every=save_every,
                 trust_remote_code=trust_remote_code,
                 stage=screen.stage,
+                say=note,
             )
         except KeyboardInterrupt:
             note("Stopped before the first step; what the target has answered is kept.")
@@ -200,17 +231,23 @@ def train(
                 "with --resume goes on."
             )
             raise
+    if training.evaluation is not None:
+        for line in verdict(training):
+            note(line)
     out.print(f"The draft is in {output}", markup=False, soft_wrap=True)
 
 
 class TrainingScreen:
     """What a run looks like: a live line below, and a line for every evaluation above it.
 
-    Where no one watches there is no live line, and a line of figures every hundred steps instead.
+    Where no one watches there is no live line, and a line of figures every minute instead.
     """
 
-    def __init__(self, steps: int):
-        self.steps = steps
+    EVERY = 60.0  # seconds between two lines where no one watches
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.spoke = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -232,11 +269,22 @@ class TrainingScreen:
         self.bar.stop()
 
     def stage(self, what: str, done: int, total: int) -> None:
-        """What is done before the first step."""
+        """What is done before the first step, and between steps."""
         self.bar.update(self.task, description=what, completed=done, total=total or None)
-        if not err.is_terminal and what != self.said:
+        if err.is_terminal:
+            return
+        if what != self.said and not self.steps:
             note(what)
+        elif self._due():
+            note(f"{what}: {done} of {total}")
         self.said = what
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        if now - self.spoke < self.EVERY:
+            return False
+        self.spoke = now
+        return True
 
     def begin(self, training: Training) -> None:
         """The data is read and the first step comes."""
@@ -252,6 +300,7 @@ class TrainingScreen:
         done = training.trainer.step_count
         if done:
             note(f"Going on after step {done}")
+        self.steps = training.plan.total_steps
         self.bar.reset(self.task, description="", total=self.steps, completed=done)
 
     def show(self, event: StepReport | Evaluation) -> None:
@@ -262,11 +311,34 @@ class TrainingScreen:
             return
         self.recent.append(event)
         line = step_line(self.recent) + self.length
-        self.bar.update(self.task, completed=event.step, description=line)
-        if not err.is_terminal and (event.step % 100 == 0 or event.step == self.steps):
+        self.bar.update(self.task, completed=event.step, total=self.steps, description=line)
+        if not err.is_terminal and (self._due() or event.step == self.steps):
             left = (self.steps - event.step) * sum(r.seconds for r in self.recent)
             minutes = left / len(self.recent) / 60
             note(f"step {event.step}: {line}, {minutes:.0f} min left")
+
+
+def verdict(training: Training) -> list[str]:
+    """What the last measurement means, where the draft is not yet worth using."""
+    log = training.directory.evaluations()
+    last = log[-1]
+    if last.acceptance_length >= USEFUL:
+        return []
+    right = last.accuracy[0] if last.accuracy else 0.0
+    lines = [
+        f"This draft is of little use yet: {right:.0%} of its first proposals are right, "
+        f"acceptance length {last.acceptance_length:.2f}."
+    ]
+    if len(log) > 1:
+        before = log[-2]
+        lines.append(
+            f"The last {last.step - before.step} steps took it from "
+            f"{before.acceptance_length:.2f} to {last.acceptance_length:.2f}; --resume with more "
+            "--steps goes on."
+        )
+    else:
+        lines.append("--resume with more --steps goes on.")
+    return lines
 
 
 def step_line(recent: "deque[StepReport]") -> str:

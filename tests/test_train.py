@@ -29,10 +29,12 @@ from dflash_mlx.draft.config import default_target_layer_ids
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.target import TargetView
 from dflash_mlx.training import Evaluation, Plan, Training, train
-from dflash_mlx.training.answers import Author, answer_file, answered
+from dflash_mlx.training.answer_store import AnswerStore
+from dflash_mlx.training.answers import Author, answered
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.data import can_teach, encode_rows, opening, read_rows
 from dflash_mlx.training.design import even_taps, mask_token, shared_heads
+from dflash_mlx.training.estimate import duration
 from dflash_mlx.training.run import final_norm
 from dflash_mlx.training.trainer import FrozenTarget, Trainer, new_draft
 from tests import tiny_pair
@@ -116,7 +118,7 @@ def test_the_command_trains_a_draft_that_the_others_take(
     assert last > max(first - 0.2, 3)  # the sentence can be learnt
     assert log(made, "step") == [*range(1, 61), 60, *range(61, 121), 120]
     assert f"step 120: acceptance length {last:.2f} on held-out prompts" in result.stderr
-    assert "step 100: loss" in result.stderr
+    assert "step 120: loss" in result.stderr
     config = DraftConfig.from_dict(json.loads((made / "config.json").read_text()))
     assert (config.num_hidden_layers, config.block_size, config.num_target_layers) == (1, 4, 4)
     assert f"| Acceptance length, step 120 | {last:.2f} " in (made / "README.md").read_text()
@@ -177,13 +179,124 @@ def test_a_run_is_resumed_as_it_was_begun(target: Path, data: Path, tmp_path: Pa
     train(target, data, made, steps=2, **SMALL)
     with pytest.raises(DFlashError, match=r"exists already; --resume goes on"):
         train(target, data, made, steps=2, **SMALL)
-    with pytest.raises(DFlashError, match=r"has steps 2 and not 3; resume it with the options"):
-        train(target, data, made, steps=3, resume=True, **SMALL)
+    with pytest.raises(DFlashError, match=r"has seed 0 and not 1; resume it with the options"):
+        train(target, data, made, steps=2, seed=1, resume=True, **SMALL)
     write_rows(data, [conversation("Hi", "Ho")] * 3)
     with pytest.raises(DFlashError, match=r"The data has changed since the run"):
         train(target, data, made, steps=2, resume=True, **SMALL)
     with pytest.raises(DFlashError, match=r"holds no training run to resume"):
         train(target, data, tmp_path / "none", steps=2, resume=True, **SMALL)
+
+
+def test_a_run_can_be_made_longer(target: Path, data: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    train(target, data, made, steps=4, **SMALL)
+    again = train(target, data, made, resume=True, **SMALL)  # as long as it was: nothing to do
+    assert again.step == 4
+    evaluation = train(target, data, made, steps=7, resume=True, **SMALL)
+    assert evaluation.step == 7
+    assert log(made, "step") == [1, 2, 3, 4, 4, 5, 6, 7, 7]
+    assert "| Steps | 7 of 7 |" in (made / "README.md").read_text()
+    assert train(target, data, made, resume=True, **SMALL).step == 7
+
+
+def test_minutes_decide_how_many_steps_there_are(target: Path, data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    options = {**SMALL, "minutes": 0.2, "regenerate": 8}
+    plan = Plan(str(target), data, **options)
+    training = Training(plan, tmp_path / "made", say=said.append)
+    assert training.plan.total_steps >= 10
+    assert f"{training.plan.total_steps} steps fit into what is left of 0.2 minutes." in said
+    assert any(line.startswith("A step takes ") for line in said)
+    with pytest.raises(DFlashError, match=r"not even ten fit into the minutes that are left"):
+        Training(Plan(str(target), data, **SMALL, minutes=1e-6), tmp_path / "other")
+    with pytest.raises(DFlashError, match=r"give one of the two"):
+        Training(Plan(str(target), data, **SMALL, minutes=1, steps=3), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_says_beforehand_what_it_will_take(
+    target: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said: list[str] = []
+    options: dict[str, Any] = {**SMALL, "regenerate": 8}
+    Training(Plan(str(target), data, steps=50, **options), tmp_path / "made", say=said.append)
+    (line,) = said
+    assert re.fullmatch(
+        r"Estimated from one of each: answers, at most .+, steps .+, measuring, at most .+\.", line
+    )
+    assert [duration(s) for s in (5, 100, 5400, 7200, 12000, 400000)] == [
+        "5 s",
+        "2 min",
+        "1 h 30 min",
+        "2 h",
+        "3 h 20 min",
+        "5 days",
+    ]
+
+
+def test_what_was_trained_is_saved_before_it_is_measured(
+    target: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    training = Training(Plan(str(target), data, steps=3, **SMALL), made)
+
+    def stopped(*_: Any) -> Evaluation:
+        assert (made / "model.safetensors").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        list(training.run())
+    assert load_draft(made).block_size == 4
+    assert train(target, data, made, resume=True, **SMALL).step == 3
+
+
+def test_measuring_stops_when_its_time_is_over(
+    target: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [conversation(q, "No idea.") for q in QUESTIONS] * 4
+    many = write_rows(tmp_path / "many.jsonl", rows)
+    training = Training(Plan(str(target), many, steps=1, **SMALL), tmp_path / "made")
+    assert len(training.held_out) > 2
+    whole = training.evaluate()
+    monkeypatch.setattr("dflash_mlx.training.run.MEASURING_SECONDS", 0.0)
+    short = training.evaluate()
+    assert 0 < short.tokens <= 2 < whole.tokens
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+
+    training.evaluate(100.0, check)
+    assert checks > len(training.held_out)
+
+
+def test_the_first_loss_is_the_lowest_of_several_norms(
+    wordy: Path, data: Path, tmp_path: Path
+) -> None:
+    training = Training(Plan(str(wordy), data, steps=1, **SMALL), tmp_path / "made")
+    (said,) = [line for line in training.remarks if line.startswith("First loss ")]
+    loss, scale = re.fullmatch(r"First loss (\S+), with (\S+) times .*", said).groups()  # type: ignore[union-attr]
+    trainer = training.trainer
+    assert trainer.first_loss() == pytest.approx(float(loss), abs=0.006)
+    norm = mx.array(trainer.draft.norm.weight) / float(scale)
+    others = []
+    for other in (1.0, 0.5, 0.25, 0.125):
+        trainer.draft.norm.weight = norm * other
+        others.append(trainer.first_loss())
+    assert float(loss) == pytest.approx(min(others), abs=0.006)
+
+
+def test_a_useless_draft_is_said_to_be_one(wordy: Path, data: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    arguments = [f"--target={wordy}", f"--data={data}", f"-o{made}", *OPTIONS, "--eval-every=1"]
+    result = run("train", *arguments, "--steps=2")
+    assert result.exit_code == 0, result.output
+    assert "This draft is of little use yet: " in result.stderr
+    assert "The last 1 steps took it from " in result.stderr
 
 
 @pytest.fixture
@@ -207,11 +320,13 @@ def test_a_full_disk_leaves_what_was_saved_before(
                 saved = weights(made)
                 disk(20_000)
     disk(1 << 40)
-    assert files(made) == WHOLE
+    kept = {"training/features/features.bin", "training/features/kept.bin"}  # for the resumed run
+    assert files(made) == WHOLE | kept
     assert all(mx.array_equal(weights(made)[name], w) for name, w in saved.items())
     train(target, data, made, steps=10, resume=True, **options, **SMALL)
     train(target, data, tmp_path / "whole", steps=10, **options, **SMALL)
     assert log(made) == log(tmp_path / "whole")
+    assert files(made) == WHOLE
 
 
 def test_memory_that_runs_out_names_the_options(target: Path, data: Path, tmp_path: Path) -> None:
@@ -306,9 +421,17 @@ def test_regenerated_answers_are_what_the_target_writes(tmp_path: Path, help: st
     )
     draft = load_draft(demo_paths()[1]) if help == "with a draft" else None
     author = Author(TargetView(model), tokenizer, draft)
-    store, progress = tmp_path / "kept" / "answers.jsonl", []
-    made = answered(found.samples, author, 200, store, lambda *done: progress.append(done))
-    assert progress == [(0, 8), (8, 8)]
+    file, progress = tmp_path / "kept" / "answers.jsonl", []
+
+    def answer(author: Author) -> list[Sample]:
+        progress.clear()
+        store = AnswerStore(file, 200)
+        found_now = answered(found.samples, author, store, lambda *done: progress.append(done))
+        return [sample for sample in found_now if sample is not None]
+
+    made = answer(author)
+    assert (progress[0], progress[-1]) == ((0, 8), (8, 8))
+    assert progress[1] == (1, 8)  # one alone first, to know how long it takes
     for sample, before in zip(made, found.samples, strict=True):
         bounds = np.flatnonzero(np.diff(sample.learn.astype(int))) + 1
         runs = [*bounds.tolist(), len(sample.tokens)]
@@ -329,15 +452,15 @@ def test_regenerated_answers_are_what_the_target_writes(tmp_path: Path, help: st
     # A second time nothing is asked, and what was cut off is.
     silent = Author(TargetView(model), tokenizer, None)
     silent.choices = silent.continuations = None  # type: ignore[assignment]
-    again = answered(found.samples, silent, 200, store, lambda *done: None)
+    again = answer(silent)
+    assert progress == [(8, 8)]
     assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(made, again, strict=True))
     assert all(np.array_equal(a.learn, b.learn) for a, b in zip(made, again, strict=True))
-    store.write_text(store.read_text()[:-9])
-    progress.clear()
-    mended = answered(found.samples, author, 200, store, lambda *done: progress.append(done))
+    file.write_text(file.read_text()[:-9])
+    mended = answer(author)
     assert progress == [(7, 8), (8, 8)]
     assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(made, mended, strict=True))
-    assert len(store.read_text().splitlines()) == 8
+    assert len(file.read_text().splitlines()) == 8
 
 
 def test_a_second_run_uses_the_answers_of_the_first(
@@ -360,13 +483,12 @@ def test_answers_belong_to_a_target_its_adapter_and_its_weights(
     shutil.copytree(target, copy)
     adapter.mkdir()
     (adapter / "adapters.safetensors").write_bytes(b"1")
-    samples = [Sample(np.arange(5, dtype=np.int32), np.ones(5, dtype=bool))]
-    before = answer_file([copy], samples, 64)
-    assert before == answer_file([copy], samples, 64)
-    others = {answer_file([copy, adapter], samples, 64), answer_file([copy], samples, 63)}
+    before = AnswerStore.of([copy], 64).file
+    assert before == AnswerStore.of([copy], 64).file
+    others = {AnswerStore.of([copy, adapter], 64).file}
     os.utime(copy / "model.safetensors", ns=(0, 0))  # saved again, as large as before
-    others.add(answer_file([copy], samples, 64))
-    assert len(others) == 3
+    others.add(AnswerStore.of([copy], 64).file)
+    assert len(others) == 2
     assert before not in others
 
 

@@ -21,12 +21,14 @@ from dflash_mlx.training.blocks import (
     proposal_states,
     state_logits,
 )
+from dflash_mlx.training.features import FeatureStore
 from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.trainer import (
     FrozenTarget,
     Trainer,
     new_draft,
 )
+from dflash_mlx.training.vocabulary import LossVocabulary
 
 BLOCK, HIDDEN, VOCAB = 6, 32, 50
 TAPS = (1, 3)
@@ -74,25 +76,26 @@ def random_draft(**changes):
     return draft
 
 
+ARGUMENTS = {
+    "model_type": "qwen3",
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 5,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+}
+
+
 @pytest.fixture(scope="module")
 def target():
     mx.random.seed(1)
-    return qwen3.Model(
-        qwen3.ModelArgs(
-            model_type="qwen3",
-            hidden_size=HIDDEN,
-            num_hidden_layers=5,
-            intermediate_size=48,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            rms_norm_eps=1e-6,
-            vocab_size=VOCAB,
-            max_position_embeddings=512,
-            rope_theta=10000.0,
-            head_dim=16,
-            tie_word_embeddings=True,
-        )
-    )
+    return qwen3.Model(qwen3.ModelArgs(**ARGUMENTS))
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +300,100 @@ def test_a_restored_run_goes_on_as_if_it_had_not_stopped(frozen, tmp_path):
     resumed.restore(tmp_path / "state.safetensors")
     assert [resumed.step().loss for _ in range(3)] == losses[5:]
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def feature_store(frozen, samples, folder, most_bytes=1 << 30):
+    asked = []
+
+    def compute(tokens):
+        asked.append(tokens.shape)
+        return frozen.features(tokens)
+
+    return FeatureStore(folder, samples, compute, most_bytes), asked
+
+
+def test_kept_features_are_those_of_the_target(frozen, tmp_path):
+    samples = repeating_samples(9)
+    store, asked = feature_store(frozen, samples, tmp_path / "kept")
+    for turn in range(2):
+        for batch in batches(samples, 100, random.Random(turn)):
+            kept, right = store.features(batch), frozen.features(mx.array(batch.tokens))
+            for row, length in enumerate(batch.lengths):
+                assert mx.allclose(kept[row, :length], right[row, :length], atol=1e-6)
+    rounds = len(asked)
+    again, asked = feature_store(frozen, samples, tmp_path / "kept")
+    batch = collate(samples)
+    assert mx.array_equal(again.features(batch), store.features(batch))
+    assert rounds > 1
+    assert len(asked) == 1  # its dtype alone
+    again.remove()
+    assert not (tmp_path / "kept").exists()
+    again.features(batch)
+    assert len(asked) == 2
+
+
+def test_features_take_no_more_room_than_allowed_and_no_room_is_no_failure(frozen, tmp_path):
+    samples = repeating_samples(6)
+    each = [len(s.tokens) * len(TAPS) * HIDDEN * 4 for s in samples]
+    folder = tmp_path / "kept"
+    store, asked = feature_store(frozen, samples, folder, sum(each[:4]) + 1)
+    batch = collate(samples)
+    store.features(batch)
+    assert (folder / "features.bin").stat().st_size == sum(each[:4])
+    first = collate(samples[:4])
+    store.features(first)
+    assert len(asked) == 2
+    store.features(batch)
+    assert len(asked) == 3
+    (tmp_path / "file").write_text("")
+    blocked, asked = feature_store(frozen, samples, tmp_path / "file" / "kept")
+    blocked.features(batch)
+    assert mx.array_equal(blocked.features(batch), frozen.features(mx.array(batch.tokens)))
+
+
+def test_a_loss_over_part_of_a_vocabulary_is_that_over_all_of_it(target, frozen):
+    """Exactly where the part is everything, and on average where tokens are drawn."""
+    rng = np.random.default_rng(1)
+    states = mx.random.normal((40, HIDDEN))
+    targets = np.resize(np.array([3, 9, 20], dtype=np.int32), 40)
+    weights = mx.ones((40,))
+    draft = random_draft()
+    exact = block_loss(draft, states, mx.array(targets), weights, frozen.head)
+    samples = [Sample(np.resize(np.arange(8, dtype=np.int32), 30), np.ones(30, bool))]
+    vocabulary = LossVocabulary(samples, VOCAB)
+    assert not vocabulary.pays
+    assert LossVocabulary(samples, 50_000).pays
+
+    def loss(drawn):
+        part = vocabulary.part(targets, rng, drawn)
+        rows = frozen.head_rows(mx.array(part.ids))
+        assert mx.allclose(rows, target.model.embed_tokens.weight[mx.array(part.ids)])
+        placed = mx.array(part.positions(targets))
+        assert np.array_equal(part.ids[np.array(placed)], targets)
+        return block_loss(
+            draft, states, placed, weights, lambda h: h @ rows.T, mx.array(part.raised)
+        )
+
+    whole = loss(VOCAB)
+    assert whole[0].item() == pytest.approx(exact[0].item(), rel=1e-5)
+    assert mx.array_equal(whole[1], exact[1])
+    estimates = [loss(15)[0].item() for _ in range(300)]
+    assert np.mean(estimates) == pytest.approx(exact[0].item(), rel=0.05)
+    assert np.std(estimates) > 0
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "own head"])
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_rows_of_a_head_are_what_it_multiplies_by(tied, bits):
+    arguments = {**ARGUMENTS, "tie_word_embeddings": tied, "intermediate_size": 64}
+    model = qwen3.Model(qwen3.ModelArgs(**arguments))
+    if bits is not None:
+        nn.quantize(model, 32, bits)
+    view = TargetView(model)
+    ids = mx.array([3, 7, 7, 40])
+    states = mx.random.normal((1, 5, HIDDEN))
+    rows = view.head_rows(ids)
+    assert mx.allclose(states @ rows.T, view.head(states)[..., ids], atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"final_logit_softcapping": 2.0}], ids=["", "capped"])

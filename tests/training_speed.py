@@ -71,7 +71,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     odds = 1 / np.arange(1, VOCABULARY + 1)
     samples = [
-        Sample(rng.choice(VOCABULARY, 512, p=odds / odds.sum()).astype(np.int32), np.ones(512, bool))
+        Sample(
+            rng.choice(VOCABULARY, 512, p=odds / odds.sum()).astype(np.int32), np.ones(512, bool)
+        )
         for _ in range(arguments.batch_size)
     ]
     plan = Plan("", Path(), steps=100, batch_size=arguments.batch_size)

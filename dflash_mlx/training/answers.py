@@ -1,11 +1,8 @@
 """Texts as the target itself would write them: what a draft is best trained on."""
 
-import hashlib
-import json
-import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -14,15 +11,17 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx import api
 from dflash_mlx.draft import DFlashDraft
-from dflash_mlx.metal.verdicts import cache_directory
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.target import TargetView
+from dflash_mlx.training.answer_store import AnswerStore
 from dflash_mlx.training.batches import Sample, collate
 from dflash_mlx.training.data import opening
 
-# Prompts answered before the answers are stored, and the most logits held at once.
-CHUNK = 64
-LOGITS = 1 << 28
+GROUP = 64  # sequences answered together at most: beyond it a batch gets hardly faster
+GROUP_SECONDS = 15.0  # that a group may take: what a stopped run has to ask for again
+PREFILL = 64  # tokens of each prompt in a forward, so that Ctrl-C is soon heard
+LOGITS = 1 << 28  # held at once, at most
+CHECK_SECONDS = 0.5  # of one forward when texts are checked: Ctrl-C waits for it
 
 Progress = Callable[[int, int], None]
 
@@ -34,10 +33,25 @@ class Author:
         self.view, self.tokenizer = view, tokenizer
         self._pair = None if draft is None else SpeculativeModel(view.model, draft)
         self._batches = True
+        self._columns = 16  # of one forward in `choices`; found while it runs
 
-    def choices(self, tokens: mx.array) -> mx.array:
-        """Its choice after each of tokens [B, T], given those before: [B, T]."""
-        return mx.argmax(self.view.forward(tokens, self.view.make_cache())[0], axis=-1)
+    def choices(self, tokens: np.ndarray, wanted: int) -> np.ndarray:
+        """Its choice after each of tokens [B, T], given those before, from column `wanted` on.
+
+        Returns [B, T]; columns before `wanted` mean nothing. Runs in pieces of columns, so that
+        nobody waits long for an interrupt.
+        """
+        cache, chosen, start = self.view.make_cache(), np.zeros_like(tokens), 0
+        while start < tokens.shape[1]:
+            began, end = time.perf_counter(), start + self._columns
+            logits, _ = self.view.forward(mx.array(tokens[:, start:end]), cache)
+            if end > wanted:
+                chosen[:, start:end] = np.array(mx.argmax(logits, axis=-1))
+            else:
+                mx.eval([leaf.state for leaf in cache])
+            fast = 2 * (time.perf_counter() - began) < CHECK_SECONDS
+            start, self._columns = end, self._columns * 2 if fast else max(1, self._columns // 2)
+        return chosen
 
     def continuations(self, prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
         """What it writes after each prompt: at most `limits` tokens, its stop token included."""
@@ -50,7 +64,12 @@ class Author:
 
     def _together(self, prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
         response = batch_generate(
-            self.view.model, self.tokenizer, prompts, max_tokens=limits, return_token_ids=True
+            self.view.model,
+            self.tokenizer,
+            prompts,
+            max_tokens=limits,
+            return_token_ids=True,
+            prefill_step_size=PREFILL,
         )
         stop = self.tokenizer.eos_token_id
         written = response.token_ids or []
@@ -76,8 +95,12 @@ class _Rewriting:
 
 
 def answered(
-    samples: Sequence[Sample], author: Author, length: int, store: Path, progress: Progress
-) -> list[Sample]:
+    samples: Sequence[Sample],
+    author: Author,
+    store: AnswerStore,
+    progress: Progress,
+    enough: Callable[[], bool] = lambda: False,
+) -> list[Sample | None]:
     """Rewrite each sample from the first token to learn that the target would not have chosen.
 
     One forward over a finished text tells whether it is the target's greedy output, far sooner
@@ -88,21 +111,29 @@ def answered(
     Args:
         samples: of those that are learnt from their start on, the `opening` is given.
         author: the target.
-        length: the most tokens of a sequence.
-        store: the file that keeps the answers; see `answer_file`.
+        store: keeps the answers; its `length` is the most tokens of a sequence.
         progress: called with samples done and their number.
+        enough: asked before every group whether to leave it at those answered so far.
+
+    Returns:
+        The rewritten samples, in order; None for those not answered.
     """
-    known = _read(store, len(samples))
-    order = [i for i in range(len(samples)) if i not in known]
+    known = [store.get(sample) for sample in samples]
+    order = [i for i, answer in enumerate(known) if answer is None]
     order.sort(key=lambda i: len(samples[i].tokens))
-    progress(len(known), len(samples))
-    while order:
-        group, order = order[:CHUNK], order[CHUNK:]
-        found = dict(zip(group, _rewrite([samples[i] for i in group], author, length), strict=True))
-        _append(store, found)
-        known |= found
-        progress(len(known), len(samples))
-    return [known[i] for i in range(len(samples))]
+    progress(len(samples) - len(order), len(samples))
+    size = 1
+    while order and not enough():
+        began = time.perf_counter()
+        group, order = order[:size], order[size:]
+        rewritten = _rewrite([samples[i] for i in group], author, store.length)
+        for i, answer in zip(group, rewritten, strict=True):
+            store.add(samples[i], answer)
+            known[i] = answer
+        each = (time.perf_counter() - began) / len(group)
+        size = max(1, min(GROUP, 2 * size, int(GROUP_SECONDS / max(each, 1e-9))))
+        progress(len(samples) - len(order), len(samples))
+    return known
 
 
 def _rewrite(samples: list[Sample], author: Author, length: int) -> list[Sample]:
@@ -147,13 +178,16 @@ def _with_opening(sample: Sample) -> Sample:
 def _departures(samples: list[Sample], author: Author) -> dict[int, int]:
     """Where each sample leaves the target's output, or ends before the target would end it."""
     found: dict[int, int] = {}
-    rest = list(range(len(samples)))
+    # Where nothing is to be learnt there is nothing to check: an answer is still to come.
+    found |= {k: len(s.tokens) for k, s in enumerate(samples) if not s.learn.any()}
+    rest = [k for k in range(len(samples)) if k not in found]
     while rest:
         width = max(len(samples[k].tokens) for k in rest)
         count = max(1, LOGITS // (width * author.view.vocab_size))
         group, rest = rest[:count], rest[count:]
         batch = collate([samples[k] for k in group])
-        chosen = np.array(author.choices(mx.array(batch.tokens)))
+        first = int(batch.learn.any(axis=0).argmax())
+        chosen = author.choices(batch.tokens, max(first - 1, 0))
         wrong = batch.learn[:, 1:] & (chosen[:, :-1] != batch.tokens[:, 1:])
         for row, k in enumerate(group):
             tokens = samples[k].tokens
@@ -173,53 +207,3 @@ def _said_after(sample: Sample, at: int) -> list[list[int]]:
                 runs.append([])
             runs[-1].append(int(sample.tokens[i]))
     return runs
-
-
-def answer_file(directories: Sequence[Path], samples: Sequence[Sample], length: int) -> Path:
-    """Where a target's answers to these samples are kept, in the user's cache directory.
-
-    Args:
-        directories: the target's, and its adapter's if it has one; the names, sizes and times of
-            what is in them tell it apart from others and from what it was before.
-        samples: to be answered.
-        length: the most tokens of a sequence.
-    """
-    about = hashlib.sha256(f"{length}".encode())
-    for directory in directories:
-        for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")]):
-            stat = file.stat()
-            about.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
-    for sample in samples:
-        about.update(sample.tokens.tobytes() + sample.learn.tobytes())
-    return cache_directory() / "answers" / f"{about.hexdigest()[:24]}.jsonl"
-
-
-def _append(store: Path, found: dict[int, Sample]) -> None:
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with open(store, "a", encoding="utf-8") as out:
-        for i, sample in found.items():
-            learn = "".join(map(str, sample.learn.astype(int)))
-            out.write(json.dumps([i, sample.tokens.tolist(), learn]) + "\n")
-
-
-def _read(store: Path, count: int) -> dict[int, Sample]:
-    """The answers stored so far; what was being written when it was cut off is removed."""
-    known: dict[int, Sample] = {}
-    if not store.exists():
-        return known
-    whole = 0
-    with open(store, "rb") as lines:
-        for line in lines:
-            try:
-                i, tokens, learn = json.loads(line)
-                sample = Sample(
-                    np.array(tokens, dtype=np.int32), np.array([c == "1" for c in learn])
-                )
-            except (ValueError, TypeError):
-                break
-            if not line.endswith(b"\n") or not 0 <= i < count or len(tokens) != len(learn):
-                break
-            known[i] = sample
-            whole += len(line)
-    os.truncate(store, whole)
-    return known

@@ -29,7 +29,7 @@ def training_card(name: str, plan: Plan, trainer: Trainer, evaluation: Evaluatio
         ("Taps", ", ".join(map(str, draft.target_layer_ids))),
         ("Data", f"{plan.data.name}, {len(trainer.samples)} sequences"),
         ("Answered by the target", f"{plan.regenerate} rows" if plan.regenerate else "no"),
-        ("Steps", f"{trainer.step_count} of {plan.steps}"),
+        ("Steps", f"{trainer.step_count} of {plan.total_steps}"),
         ("Batch", f"{plan.batch_size} sequences of {plan.seq_length} tokens"),
         ("Anchors", f"{plan.anchors} a sequence"),
         ("Learning rate", f"{plan.lr:g}, warm-up {plan.warmup} steps"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import mlx.core as mx
 
 from dflash_mlx.draft.dtype import parameters
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.training.evaluation import Evaluation
+from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.state import write_arrays
 from dflash_mlx.training.trainer import Trainer
 
@@ -21,49 +24,55 @@ class TrainingDirectory:
         self.path = path
         self.state = path / "training" / "state.safetensors"
         self.log = path / "training" / "log.jsonl"
+        self.features = path / "training" / "features"
         self._options = path / "training" / "options.json"
 
-    def check_new(self) -> bool:
-        """False, as nothing is saved there yet.
-
-        Raises:
-            DFlashError: something is there already.
-        """
+    def check_new(self) -> None:
+        """Raise DFlashError if something is there already."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             hint = "; --resume goes on with the run in it" if self._options.exists() else ""
             raise DFlashError(f"{self.path} exists already{hint}; give another output.")
-        return False
 
-    def begin(self, options: Mapping[str, Any]) -> None:
+    def begin(self, plan: Plan) -> None:
         """Make the directory of a new run; raises DFlashError if it cannot be written."""
         with self.writing():
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            _write_json(self._options, options)
+            _write_json(self._options, plan.options())
 
-    def resume(self, options: Mapping[str, Any]) -> bool:
-        """Go on with the run that is there; whether it has been saved yet.
+    def resume(self, plan: Plan) -> tuple[Plan, bool]:
+        """Go on with the run that is there.
+
+        Returns:
+            The plan, with the steps of the run unless it asks for others, and whether the run has
+            been saved yet.
 
         Raises:
             DFlashError: there is none, or it was given other options.
         """
         try:
             before = json.loads(self._options.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            steps = int(before["steps"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DFlashError(
                 f"{self.path} holds no training run to resume; leave out --resume to begin one."
             ) from error
-        for name, value in options.items():
-            if before.get(name) != value and name == "data":
+        plan = replace(plan, steps=plan.steps or steps, minutes=None)
+        for name, value in plan.options().items():
+            if name in ("steps", "minutes") or before.get(name) == value:
+                continue
+            if name == "data":
                 raise DFlashError(
                     f"The data has changed since the run in {self.path} was begun; resume it with "
                     "the same data, or give another output."
                 )
-            if before.get(name) != value:
-                raise DFlashError(
-                    f"The run in {self.path} has {name} {before.get(name)!r} and not {value!r}; "
-                    "resume it with the options that it was begun with, or give another output."
-                )
-        return self.state.exists()
+            raise DFlashError(
+                f"The run in {self.path} has {name} {before.get(name)!r} and not {value!r}; "
+                "resume it with the options that it was begun with, or give another output."
+            )
+        if plan.total_steps != steps:
+            with self.writing():
+                _write_json(self._options, plan.options())
+        return plan, self.state.exists()
 
     def save(self, trainer: Trainer, config: Mapping[str, Any], dtype: mx.Dtype, card: str) -> None:
         """Write the draft as published ones are, and the state to resume from."""
@@ -75,10 +84,21 @@ class TrainingDirectory:
             # Last, as it is what makes the directory a draft.
             _write_json(self.path / "config.json", config)
 
+    def write_card(self, card: str) -> None:
+        """Write the draft's README.md again."""
+        with self.writing():
+            _write(self.path / "README.md", card)
+
     def append(self, entry: Mapping[str, Any]) -> None:
         """A line of the log."""
         with self.writing(), open(self.log, "a", encoding="utf-8") as out:
             out.write(json.dumps(entry) + "\n")
+
+    def evaluations(self) -> list[Evaluation]:
+        """The evaluations logged so far, in order."""
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        found = (entry for entry in map(json.loads, lines) if "acceptance_length" in entry)
+        return [Evaluation(**entry) for entry in found]
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after a step that a resumed run goes on from."""

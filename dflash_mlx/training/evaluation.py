@@ -1,6 +1,7 @@
 """What a draft in training is worth: its acceptance length in the decode loop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -40,16 +41,30 @@ def acceptance_length(
     tokenizer: TokenizerWrapper,
     draft: DFlashDraft,
     held_out: Sequence[Sample],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    enough: Callable[[], bool] = lambda: False,
     max_tokens: int = 128,
 ) -> tuple[float, int]:
-    """Answer the openings of held-out samples greedily: the acceptance length, and the tokens."""
+    """Answer the openings of held-out samples greedily: the acceptance length, and the tokens.
+
+    progress: called with prompts answered and their number; enough: asked after every token
+    whether to leave it at that.
+    """
     # A copy: the decode loop joins weights that training goes on changing one by one.
     weights = {name: mx.array(array) for name, array in parameters(draft).items()}
     pair = SpeculativeModel(view.model, build_draft(draft.config, weights))
-    tokens = forwards = 0
-    for sample in held_out:
+    first = tokens = forwards = 0
+    for done, sample in enumerate(held_out):
+        progress(done, len(held_out))
         prompt = sample.tokens[: opening(sample)].tolist()
-        *_, last = stream_generate(pair, tokenizer, prompt, max_tokens, verify_length=None)
+        written = stream_generate(pair, tokenizer, prompt, max_tokens, verify_length=None)
+        with closing(written):
+            for last in written:
+                if last.generation_tokens > 1 and enough():
+                    break
+        first += 1
         tokens += last.generation_tokens
         forwards += last.target_forwards
-    return (tokens - len(held_out)) / max(1, forwards), tokens
+        if enough():
+            break
+    return (tokens - first) / max(1, forwards), tokens

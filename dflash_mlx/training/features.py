@@ -60,7 +60,11 @@ class FeatureStore:
         if not self._kept[batch.indices].all():
             features = self._compute(mx.array(batch.tokens))
             if self._fits[batch.indices].any():
-                self._write(batch, features)
+                try:
+                    self._write(batch, features)
+                except OSError:  # no room: the run does without
+                    self.remove()
+                    self._fits[:] = False
             return features
         rows, columns = batch.tokens.shape
         bits = np.zeros((rows, columns, self._width), dtype=self._bits)

@@ -2,6 +2,8 @@
 
 import random
 import re
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -20,13 +22,16 @@ from dflash_mlx.pairs import check_pair
 from dflash_mlx.repository import read_config, resolve
 from dflash_mlx.target import TargetView
 from dflash_mlx.target_checkpoint import load_target
-from dflash_mlx.training.answers import Author, answer_file, answered
+from dflash_mlx.training.answer_store import AnswerStore
+from dflash_mlx.training.answers import Author, answered
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.card import training_card
-from dflash_mlx.training.data import Row, can_teach, encode_rows, read_rows
+from dflash_mlx.training.data import can_teach, encode_rows, read_rows
 from dflash_mlx.training.design import design_draft
 from dflash_mlx.training.directory import TrainingDirectory
+from dflash_mlx.training.estimate import Estimate, duration
 from dflash_mlx.training.evaluation import Evaluation, acceptance_length
+from dflash_mlx.training.features import FeatureStore
 from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.trainer import (
     FrozenTarget,
@@ -36,6 +41,10 @@ from dflash_mlx.training.trainer import (
 )
 
 HELD_OUT = 32  # sequences, or a tenth where there are few
+MEASURING_SHARE = 0.1  # of the time between two evaluations that one may take,
+MEASURING_SECONDS = 20.0  # and what it may take however short that time is
+ANSWERING_SHARE = 0.5  # of the minutes allowed that the target's answers may take
+NORM_SCALES = (1.0, 0.5, 0.25, 0.125)  # of the target's final norm, tried on the first batch
 _NO_MEMORY = re.compile("allocat|memory", re.IGNORECASE)
 
 Stage = Callable[[str, int, int], None]
@@ -64,30 +73,37 @@ class Training:
         save_every: int = 250,
         trust_remote_code: bool = False,
         stage: Stage = lambda what, done, total: None,
+        say: Callable[[str], None] = lambda line: None,
     ):
         """Load, read and answer what the plan names.
 
         Args:
             plan: see there.
             output: the new draft's directory, or with `resume` that of the run to go on with.
-            resume: go on exactly where the run in `output` stopped.
+            resume: go on exactly where the run in `output` stopped; more `steps` lengthen it.
             eval_every, save_every: steps between two; the last step is always both.
             trust_remote_code: of the target, as in `load`.
             stage: called with what is being done now, how much of it is done, and of how much.
+            say: called with a line that the user should read before it goes on.
 
         Raises:
             DFlashError: the plan cannot be; the data cannot be read or is too little; the target
                 cannot be tapped; the output exists, or holds no run to resume.
         """
+        began = time.monotonic()
         plan.check()
         for name, value in (("eval_every", eval_every), ("save_every", save_every)):
             if value < 1:
                 raise DFlashError(f"{name} is {value}; give at least 1.")
         rows = read_rows(plan.data)
-        self.plan, self.directory = plan, TrainingDirectory(output)
-        self.eval_every, self.save_every = eval_every, save_every
-        options = plan.options()
-        saved = self.directory.resume(options) if resume else self.directory.check_new()
+        self.directory = TrainingDirectory(output)
+        self.eval_every, self.save_every, self._stage = eval_every, save_every, stage
+        saved = False
+        if resume:
+            plan, saved = self.directory.resume(plan)
+        else:
+            self.directory.check_new()
+        self.plan = plan
 
         stage("Loading the target", 0, 0)
         target = resolve(plan.target, plan.revision)
@@ -99,22 +115,44 @@ class Training:
         self.view = TargetView(model)
         draft, self.config = self._draft(read_config(target))
         self._dtype = self.view.embed(mx.array([[0]])).dtype
+        frozen = FrozenTarget.of(self.view, draft.target_layer_ids)
 
         stage("Reading the data", 0, 0)
-        samples, self.remarks = self._samples(rows, target, draft if plan.init else None, stage)
-        self.held_out, samples = _split(samples, plan.seed)
-        self.trainer = Trainer(
-            draft,
-            FrozenTarget.of(self.view, draft.target_layer_ids),
-            samples,
-            plan,
+        template = Template(self.tokenizer, think=plan.think)
+        count = min(plan.regenerate, len(rows))
+        asked = encode_rows(rows[:count], template, plan.seq_length, unanswered=True)
+        given = encode_rows(rows[count:], template, plan.seq_length)
+        _check_some(asked.samples + given.samples, plan)
+        for sample in (*asked.samples, *given.samples):
+            self.view.check_tokens(sample.tokens.tolist())
+        stage("Timing a step", 0, 0)
+        with self._memory(1):
+            each = Trainer(draft, frozen, asked.samples + given.samples, plan).seconds_per_step()
+        answers, self.remarks = self._answers(
+            asked.samples, target, draft if plan.init else None, each, began, say
         )
+        samples = self._able(answers + given.samples, asked.shortened + given.shortened)
+        self.held_out, samples = _split(samples, plan.seed)
+        if plan.minutes is not None:
+            left = 60 * plan.minutes - (time.monotonic() - began)
+            self.plan = plan = plan.within(left, each * (1 + MEASURING_SHARE))
+            say(f"{plan.steps} steps fit into what is left of {plan.minutes:g} minutes.")
+
+        room = min(plan.keep_features, shutil.disk_usage(_existing(output)).free // 2)
+        rounds = plan.total_steps * plan.batch_size * plan.seq_length
+        keeps = rounds > sum(len(sample.tokens) for sample in samples)
+        store = self.directory.features
+        self._store = FeatureStore(store, samples, frozen.features, room) if keeps else None
+        self.trainer = Trainer(draft, frozen, samples, plan, self._store)
         if saved:
             self.trainer.restore(self.directory.state)
+        elif plan.init is None:
+            with self._memory(1):
+                self.remarks += self._start_low()
         if resume:
             self.directory.rewind_log(self.trainer.step_count)
         else:
-            self.directory.begin(options)
+            self.directory.begin(self.plan)
         self.evaluation: Evaluation | None = None
 
     def run(self) -> Iterator[Event]:
@@ -125,37 +163,66 @@ class Training:
         Raises:
             DFlashError: memory ran out, or the output cannot be written.
         """
-        interrupts = Interrupts()
+        interrupts, steps, trained = Interrupts(), self.plan.total_steps, 0.0
         try:
             with interrupts:
-                while self.trainer.step_count < self.plan.steps:
+                while self.trainer.step_count < steps:
                     interrupts.check()
-                    with self._memory():
+                    with self._memory(self.trainer.step_count + 1):
                         report = self.trainer.step()
                     self._log(report)
+                    trained += report.seconds
                     yield report
-                    last = report.step == self.plan.steps
-                    if last or report.step % self.eval_every == 0:
-                        with self._memory():
-                            self.evaluation = self.evaluate()
-                        self.directory.append(asdict(self.evaluation))
-                        yield self.evaluation
+                    last = report.step == steps
                     if last or report.step % self.save_every == 0:
                         self.save()
+                    if last or report.step % self.eval_every == 0:
+                        with self._memory(report.step):
+                            self.evaluation = self.evaluate(trained, interrupts.check)
+                        trained = 0.0
+                        self.directory.append(asdict(self.evaluation))
+                        if last:
+                            self.directory.write_card(self._card())
+                        yield self.evaluation
+            if self._store is not None:
+                self._store.remove()
         except KeyboardInterrupt:
             self.save()
             raise
 
-    def evaluate(self) -> Evaluation:
-        """The draft as it is now, on the held-out sequences."""
+    def evaluate(
+        self, trained: float = 0.0, check: Callable[[], None] = lambda: None
+    ) -> Evaluation:
+        """The draft as it is now, on the held-out sequences, or on as many as the time allows.
+
+        trained: seconds since the last evaluation; check: called between prompts.
+        """
+        allowed = max(MEASURING_SECONDS, MEASURING_SHARE * trained)
+        began = time.monotonic()
+
+        def over(share: float) -> bool:
+            check()
+            return time.monotonic() - began > share * allowed
+
         trainer = self.trainer
-        length, tokens = acceptance_length(self.view, self.tokenizer, trainer.draft, self.held_out)
-        return Evaluation(trainer.step_count, length, tokens, trainer.accuracy(self.held_out))
+        self._stage("Measuring: proposals right", 0, 0)
+        accuracy = trainer.accuracy(self.held_out, lambda: over(0.5))
+        length, tokens = acceptance_length(
+            self.view,
+            self.tokenizer,
+            trainer.draft,
+            self.held_out,
+            lambda done, total: self._stage("Measuring: acceptance length", done, total),
+            lambda: over(1.0),
+        )
+        return Evaluation(trainer.step_count, length, tokens, accuracy)
 
     def save(self) -> None:
         """Write the draft, as published ones are, and the run's state."""
-        about = training_card(self.directory.path.name, self.plan, self.trainer, self.evaluation)
-        self.directory.save(self.trainer, self.config, self._dtype, about)
+        self.directory.save(self.trainer, self.config, self._dtype, self._card())
+
+    def _card(self) -> str:
+        return training_card(self.directory.path.name, self.plan, self.trainer, self.evaluation)
 
     def _draft(self, target: dict[str, Any]) -> tuple[DFlashDraft, dict[str, Any]]:
         """The draft to train, in float32, and its config.json."""
@@ -191,45 +258,78 @@ class Training:
             )
         return draft, config
 
-    def _samples(
-        self, rows: Sequence[Row], target: Path, draft: DFlashDraft | None, stage: Stage
+    def _answers(
+        self,
+        asked: list[Sample],
+        target: Path,
+        draft: DFlashDraft | None,
+        step: float,
+        began: float,
+        say: Callable[[str], None],
     ) -> tuple[list[Sample], list[str]]:
-        """The sequences to learn from, and remarks on them."""
-        plan = self.plan
-        template = Template(self.tokenizer, think=plan.think)
-        count = min(plan.regenerate, len(rows))
-        asked = encode_rows(rows[:count], template, plan.seq_length, unanswered=True)
-        given = encode_rows(rows[count:], template, plan.seq_length)
-        for sample in (*asked.samples, *given.samples):
-            self.view.check_tokens(sample.tokens.tolist())
-        samples, remarks = asked.samples, []
-        if samples:
-            adapter = [Path(plan.adapter_path)] if plan.adapter_path else []
-            store = answer_file([target, *adapter], samples, plan.seq_length)
-            what = "The target is answering"
-            samples = answered(
-                samples,
-                Author(self.view, self.tokenizer, draft),
-                plan.seq_length,
-                store,
-                lambda done, total: stage(what, done, total),
+        """The target's answers, and remarks on them; first what the whole run will take."""
+        plan, stage = self.plan, self._stage
+        adapter = [Path(plan.adapter_path)] if plan.adapter_path else []
+        store = AnswerStore.of([target, *adapter], plan.seq_length)
+        author = Author(self.view, self.tokenizer, draft)
+        new = [sample for sample in asked if store.get(sample) is None]
+        one = 0.0
+        if new:
+            stage("Timing an answer", 0, 0)
+            start = time.monotonic()
+            answered([new[len(new) // 2]], author, store, lambda done, total: None)
+            one = time.monotonic() - start
+        steps = plan.total_steps
+        count = -(-steps // self.eval_every)
+        measuring = max(MEASURING_SECONDS * count, MEASURING_SHARE * step * steps)
+        if plan.minutes is None:
+            say(str(Estimate(one * max(len(new) - 1, 0), step * steps, measuring)))
+        else:
+            say(
+                f"A step takes {duration(step)}" + (f", an answer {duration(one)}." if new else ".")
             )
-            remarks.append(f"The target's {len(samples)} answers are kept in {store}.")
-        samples = samples + given.samples
-        cut = asked.shortened + given.shortened
+        if not asked:
+            return [], []
+        allowed = 60 * plan.minutes * ANSWERING_SHARE if plan.minutes else float("inf")
+        found = answered(
+            asked,
+            author,
+            store,
+            lambda done, total: stage("The target is answering", done, total),
+            lambda: time.monotonic() - began > allowed,
+        )
+        answers = [sample for sample in found if sample is not None]
+        remarks = [f"The target's {len(answers)} answers are kept in {store.file}."]
+        if len(answers) < len(asked):
+            remarks.append(f"No time to answer {len(asked) - len(answers)} more rows: left out.")
+        return answers, remarks
+
+    def _able(self, samples: Sequence[Sample], cut: int) -> list[Sample]:
+        """The samples that teach something; remarks on the others."""
+        plan = self.plan
         if cut:
-            remarks.append(f"Cut at {plan.seq_length} tokens: {cut} of the conversations.")
+            self.remarks.append(f"Cut at {plan.seq_length} tokens: {cut} of the conversations.")
         able = [sample for sample in samples if can_teach(sample)]
         if len(able) < len(samples):
             few = len(samples) - len(able)
-            remarks.append(f"Left out, as they hold too little to learn: {few} sequences.")
-        if len(able) < 2:
-            raise DFlashError(
-                f"{plan.data} gives {len(able)} sequence{'' if len(able) == 1 else 's'} to learn "
-                "from; at least 2 are needed, as one is held out to measure on. Give more text, "
-                "or shorter sequences."
-            )
-        return able, remarks
+            self.remarks.append(f"Left out, as they hold too little to learn: {few} sequences.")
+        _check_some(able, plan)
+        return able
+
+    def _start_low(self) -> list[str]:
+        """Scale the copied final norm so that the first loss is lowest.
+
+        A target whose embedding is its head makes states of full size predict the mask itself.
+        """
+        norm = self.trainer.draft.norm
+        whole, losses = mx.array(norm.weight), {}
+        for scale in NORM_SCALES:
+            norm.weight = whole * scale
+            losses[scale] = self.trainer.first_loss()
+        best = min(losses, key=lambda scale: losses[scale])
+        norm.weight = whole * best
+        mx.eval(norm.weight)
+        return [f"First loss {losses[best]:.2f}, with {best:g} times the target's final norm."]
 
     def _log(self, report: StepReport) -> None:
         self.directory.append(
@@ -246,8 +346,8 @@ class Training:
         )
 
     @contextmanager
-    def _memory(self) -> Iterator[None]:
-        """Says which options to lower when memory runs out."""
+    def _memory(self, step: int) -> Iterator[None]:
+        """Says which options to lower when memory runs out in a step."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -255,7 +355,7 @@ class Training:
                 raise
             plan = self.plan
             raise DFlashError(
-                f"Memory ran out in step {self.trainer.step_count + 1} ({said(error)}); "
+                f"Memory ran out in step {step} ({first_line(error)}); "
                 f"lower --batch-size (now {plan.batch_size}), --anchors (now {plan.anchors}) or "
                 f"--seq-length (now {plan.seq_length}), in this order."
             ) from error
@@ -288,6 +388,21 @@ def final_norm(view: TargetView) -> mx.array | None:
         if isinstance(weight, mx.array) and weight.shape == (view.hidden_size,):
             return weight
     return None
+
+
+def _check_some(samples: Sequence[Sample], plan: Plan) -> None:
+    if len(samples) < 2:
+        raise DFlashError(
+            f"{plan.data} gives {len(samples)} sequence{'' if len(samples) == 1 else 's'} to learn "
+            "from; at least 2 are needed, as one is held out to measure on. Give more text, "
+            "or shorter sequences."
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _split(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:

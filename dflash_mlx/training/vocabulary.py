@@ -50,15 +50,15 @@ class LossVocabulary:
         """Whether the vocabulary is so large that a part of it saves most of the loss's work."""
         return self.size > 4 * (FREQUENT + DRAWN)
 
-    def part(self, targets: np.ndarray, rng: np.random.Generator) -> Part:
-        """The tokens for a step that wants `targets` predicted."""
+    def part(self, targets: np.ndarray, rng: np.random.Generator, drawn: int = DRAWN) -> Part:
+        """The tokens for a step that wants `targets` predicted; `drawn` stand for the rest."""
         held = np.zeros(self.size, dtype=bool)
         held[self._frequent] = True
         held[targets.reshape(-1)] = True
         left = np.flatnonzero(~held)
-        drawn = rng.choice(left, min(DRAWN, len(left)), replace=False)
+        chosen = rng.choice(left, min(drawn, len(left)), replace=False)
         raised = np.zeros(self.size, dtype=np.float32)
-        raised[drawn] = log(max(len(left), 1) / max(len(drawn), 1))
-        held[drawn] = True
+        raised[chosen] = log(max(len(left), 1) / max(len(chosen), 1))
+        held[chosen] = True
         ids = np.flatnonzero(held).astype(np.int32)
         return Part(ids, raised[ids])
