@@ -355,7 +355,7 @@ class Training:
                 raise
             plan = self.plan
             raise DFlashError(
-                f"Memory ran out in step {step} ({first_line(error)}); "
+                f"Memory ran out in step {step} ({said(error)}); "
                 f"lower --batch-size (now {plan.batch_size}), --anchors (now {plan.anchors}) or "
                 f"--seq-length (now {plan.seq_length}), in this order."
             ) from error
