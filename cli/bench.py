@@ -194,7 +194,7 @@ def bench(
             settings,
             repeats=repeats,
             cooldown=cooldown,
-            sweep=lengths_to_sweep(loaded.model.draft.block_size) if sweep else (),
+            sweep=lengths_to_sweep(loaded.model.draft.most_proposals) if sweep else (),
             progress=step,
         )
     bench_screen.report(results, each)

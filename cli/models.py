@@ -9,6 +9,7 @@ from rich.text import Text
 from dflash_mlx.cli import options
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import out, size, working
+from dflash_mlx.draft import DraftConfig
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.hub import cached_models, cached_targets
 from dflash_mlx.measure.inspection import CacheKind, DraftReport, TargetReport, inspect, misfit
@@ -123,25 +124,43 @@ def _ranges(indices: tuple[int, ...]) -> str:
 
 def _show_draft(report: DraftReport) -> None:
     c = report.config
-    windows = [c.window(i) for i in range(c.num_hidden_layers)]
+    windows = [layer.window for layer in c.layers]
     kinds = {window: windows.count(window) for window in windows}
     layers = ", ".join(
         f"{count} full" if window is None else f"{count} sliding over {window}"
         for window, count in kinds.items()
     )
     rows = [
-        ("draft", f"{c.architecture}, {_count(report.parameters)}, {size(report.nbytes)}"),
-        ("block", f"{c.block_size} tokens, so {c.block_size - 1} proposals"),
+        ("draft", f"{c.packaging}, {_count(report.parameters)}, {size(report.nbytes)}"),
+        ("block", _block(c)),
         ("layers", layers),
         ("taps", f"{', '.join(map(str, c.target_layer_ids))}{_of(c.num_target_layers)}"),
         ("hidden size", str(c.hidden_size)),
-        ("vocabulary", str(c.vocab_size)),
+        ("vocabulary", _vocabulary(c)),
         ("heads", f"{c.num_attention_heads} of {c.head_dim}, {c.num_key_value_heads} key-value"),
         ("mask token", str(c.mask_token_id)),
     ]
     if c.quantization:
         rows.append(("quantization", _quantization(c.quantization)))
     _facts(rows)
+
+
+def _block(config: DraftConfig) -> str:
+    rows = "the anchor's row proposes too" if config.anchor_proposes else "the anchor's does not"
+    return f"{config.block_size} rows, so {config.most_proposals} proposals: {rows}"
+
+
+def _vocabulary(config: DraftConfig) -> str:
+    vocabulary = config.vocabulary
+    said = "the target's" if vocabulary.size is None else str(vocabulary.size)
+    if vocabulary.draft_size is not None:
+        said += f", of which {vocabulary.draft_size} can be proposed"
+    own = [
+        name
+        for name, has in (("embedding", vocabulary.own_embedding), ("head", vocabulary.own_head))
+        if has
+    ]
+    return f"{said}; own {' and '.join(own)}" if own else said
 
 
 def _of(layers: int | None) -> str:

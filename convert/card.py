@@ -47,7 +47,7 @@ def _text(report: Report, config: DraftConfig, origin: str, target: str | None) 
     name = Path(report.output).name
     made_for = target or (
         f"the one the source was trained for ({config.num_target_layers} layers, "
-        f"{config.hidden_size} wide, {config.vocab_size} tokens)"
+        f"{config.hidden_size} wide, {config.vocabulary.size} tokens)"
     )
     lines = [
         f"# {name}",

@@ -64,7 +64,7 @@ def check_drafts(target: str | Path, before: Path, after: Path) -> CheckReport:
 def _run(
     pair: SpeculativeModel, tokenizer: TokenizerWrapper, prompts: list[tuple[int, ...]]
 ) -> list[Run]:
-    settings = Settings(max_tokens=MAX_TOKENS, verify_length=pair.draft.block_size - 1)
+    settings = Settings(max_tokens=MAX_TOKENS, verify_length=pair.draft.most_proposals)
     return [dflash_run(pair, tokenizer, prompt, settings) for prompt in prompts]
 
 
@@ -75,7 +75,7 @@ def _draft_forward_ms(pair: SpeculativeModel) -> float:
     width = len(draft.target_layer_ids) * view.hidden_size
     draft.extend(context, mx.random.normal((1, _CONTEXT, width)))
     mx.eval(context.arrays)
-    count, times = draft.block_size - 1, []
+    count, times = draft.most_proposals, []
     for _ in range(_WARM + _TIMED):
         tic = time.perf_counter()
         proposals = draft.propose(mx.array([0]), context, count, view.embed, view.head, Likeliest())

@@ -4,7 +4,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,7 @@ from dflash_mlx.convert.report import LayerReport, Report
 from dflash_mlx.convert.task import Task
 from dflash_mlx.draft import DraftConfig
 from dflash_mlx.draft.dtype import parameters
+from dflash_mlx.draft.formats import Packaging, recognise
 from dflash_mlx.draft.quantize import (
     Quantization,
     linear_layers,
@@ -34,7 +35,7 @@ from dflash_mlx.draft.quantize import (
     width,
 )
 from dflash_mlx.errors import CheckpointError, DFlashError
-from dflash_mlx.repository import read_config, resolve
+from dflash_mlx.repository import read_config, read_tensors, resolve
 
 # Called with bytes done, bytes in all, and what is next: a layer, or a word on what follows them.
 Progress = Callable[[int, int, str], None]
@@ -54,6 +55,7 @@ def convert(
     dry_run: bool = False,
     force: bool = False,
     revision: str | None = None,
+    rows: str | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> Report:
     """Quantize, dequantize or cast a draft into a new directory that `load_draft` takes.
@@ -71,6 +73,8 @@ def convert(
         dry_run: report what would be done, and write nothing.
         force: replace an output that exists.
         revision: branch, tag or commit of the hub repository.
+        rows: which rows of a block propose, "anchor" or "fill", where the draft does not say; the
+            result does.
         progress: told before each layer, before all is read again, and before the check.
 
     Raises:
@@ -84,21 +88,31 @@ def convert(
     if check is not None:
         check_before(check)
     mx.reset_peak_memory()
-    pieces, report, block = _plan(source, task, str(draft), str(output))
+    packaging = recognise(read_config(source))
+    pieces, report, after, block = _plan(source, task, str(draft), str(output), packaging, rows)
     if dry_run:
         return report
     config = _config(source, task, block)
-    sizes = {name: array.nbytes for piece in pieces for name, array in piece.arrays.items()}
+    if rows is not None:
+        config["sample_from_anchor"] = after.anchor_proposes
+    aside = _aside(source, packaging)
+    sizes = {
+        packaging.theirs(name): array.nbytes
+        for piece in pieces
+        for name, array in piece.arrays.items()
+    } | {name: array.nbytes for name, array in aside.items()}
     with new_directory(output, report.bytes_after) as directory:
         meant: dict[str, _Tensor] = {}
-        tensors = _finished(pieces, meant, progress)
+        finished = _finished(pieces, meant, progress)
+        named = ((packaging.theirs(name), array) for name, array in finished)
+        tensors = chain(named, aside.items())
         write_weights(directory, tensors, sizes, report.weights)
         progress(report.bytes_after, report.bytes_after, "reading it again")
         write_json(directory / "config.json", config)
         copy_legal_texts(source, directory)
         target = None if check is None else str(check)
-        write_card(directory, source, report, DraftConfig.from_dict(config), target)
-        _compare(directory, meant, block)
+        write_card(directory, source, report, after, target)
+        _compare(directory, meant, block, packaging)
         report.peak_memory = mx.get_peak_memory()
     report.written = True
     if check is not None:
@@ -124,11 +138,11 @@ _Tensor = tuple[tuple[int, ...], mx.Dtype, int]
 
 
 def _plan(
-    source: Path, task: Task, name: str, output: str
-) -> tuple[list[_Piece], Report, dict[str, Any] | None]:
+    source: Path, task: Task, name: str, output: str, packaging: Packaging, rows: str | None
+) -> tuple[list[_Piece], Report, DraftConfig, dict[str, Any] | None]:
     """Everything that will be done, with nothing read yet but names and shapes."""
     # Two drafts over the same files: each layer is read once for either, when its turn comes.
-    before, after = read_draft(source, name), read_draft(source, name)
+    before, after = read_draft(source, name, rows), read_draft(source, name, rows)
     left = task.apply(after)
     stored, made = parameters(before), parameters(after)
     old, new = dict(linear_layers(before)), dict(linear_layers(after))
@@ -153,7 +167,15 @@ def _plan(
             linear = layer, old[path], new[path]
             report.layers.append(layer)
         pieces.append(_Piece(path, arrays, linear))
-    return pieces, report, quantization_block(after)
+    return pieces, report, after.config, quantization_block(after, packaging)
+
+
+def _aside(source: Path, packaging: Packaging) -> dict[str, mx.array]:
+    """Tensors that nothing here uses and other readers of the packaging expect, unread."""
+    if not packaging.kept_aside:
+        return {}
+    tensors = read_tensors(source).items()
+    return {name: array for name, array in tensors if name.startswith(packaging.kept_aside)}
 
 
 def _layer_report(path: str, before: nn.Module, after: nn.Module, left: str | None) -> LayerReport:
@@ -251,7 +273,12 @@ def _config(source: Path, task: Task, block: dict[str, Any] | None) -> dict[str,
     return config
 
 
-def _compare(directory: Path, meant: dict[str, _Tensor], block: dict[str, Any] | None) -> None:
+def _compare(
+    directory: Path,
+    meant: dict[str, _Tensor],
+    block: dict[str, Any] | None,
+    packaging: Packaging,
+) -> None:
     """Load what was written, and see that it is what was meant.
 
     Raises:
@@ -259,7 +286,7 @@ def _compare(directory: Path, meant: dict[str, _Tensor], block: dict[str, Any] |
     """
     written = read_draft(directory)
     arrays = parameters(written)
-    same = quantization_block(written) == block and arrays.keys() == meant.keys()
+    same = quantization_block(written, packaging) == block and arrays.keys() == meant.keys()
     del written
     for name in list(arrays):
         array = arrays.pop(name)

@@ -156,8 +156,8 @@ def stream_generate(
         max_tokens: the most tokens to emit; -1 for no limit.
         verify_length: "auto" decides in every cycle whether drafting pays, and how many proposals
             to verify, from measured costs and expected acceptance; the very first use of a pair on
-            a machine measures for about a second. A number, 1 to block_size - 1, always verifies
-            so many; "off" or 0 decodes plainly; None verifies the draft's whole block.
+            a machine measures for about a second. A number, 1 to `model.draft.most_proposals`,
+            always verifies so many; "off" or 0 decodes plainly; None verifies the whole block.
         sampler: log-probabilities [1, V] -> token [1]; None is greedy. One from our `make_sampler`
             accepts more proposals than another, both exactly.
         logits_processors: each (tokens [n], logits [1, V]) -> logits [1, V].
@@ -183,7 +183,7 @@ def stream_generate(
     prompt = encode(tokenizer, prompt)
     model.view.check_tokens(prompt)
     stops = StopStrings(stop)
-    _fixed_length(verify_length, model.draft.block_size)
+    _fixed_length(verify_length, model.draft.most_proposals)
     if max_tokens == 0 or max_tokens < -1:
         raise DFlashError(f"max_tokens is {max_tokens}; give at least 1, or -1 for no limit.")
     if max_kv_size is not None:
@@ -237,7 +237,7 @@ def make_decoder(
     Raises:
         DFlashError: a verify length that cannot be meant.
     """
-    fixed = _fixed_length(verify_length, model.draft.block_size)
+    fixed = _fixed_length(verify_length, model.draft.most_proposals)
     return Decoder(
         model.view,
         model.draft,
@@ -355,9 +355,8 @@ def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) 
     return ids
 
 
-def _fixed_length(verify_length: int | str | None, block_size: int) -> int | None:
+def _fixed_length(verify_length: int | str | None, most: int) -> int | None:
     """The number of proposals asked for; None where each cycle decides."""
-    most = block_size - 1
     if verify_length is None:
         return most
     if verify_length in ("auto", "off"):
@@ -372,12 +371,12 @@ def _fixed_length(verify_length: int | str | None, block_size: int) -> int | Non
 
 def _adaptive_length(model: SpeculativeModel) -> AdaptiveLength:
     """A strategy for one generation, which knows what the earlier ones learned."""
-    block_size = model.draft.block_size
+    most = model.draft.most_proposals
     if model.learned is None:
         costs = kept_costs(
             costs_file(model.target, model.draft),
-            block_size,
+            most + 1,
             lambda: measure_costs(model.view, model.draft),
         )
-        model.learned = Learned(costs, block_size - 1)
+        model.learned = Learned(costs, most)
     return AdaptiveLength(model.learned)

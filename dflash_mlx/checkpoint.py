@@ -4,8 +4,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from dflash_mlx.draft import DFlash2Draft, DFlashDraft, DraftConfig
+from dflash_mlx.draft import DFlashDraft, DraftConfig
 from dflash_mlx.draft.dtype import parameters, set_activation_dtype
+from dflash_mlx.draft.formats import Packaging, Rows, draft_config, recognise
 from dflash_mlx.draft.quantize import Quantization, quantize_draft, quantize_like
 from dflash_mlx.errors import CheckpointError, said
 from dflash_mlx.repository import is_draft_config, read_config, read_tensors, resolve
@@ -19,25 +20,29 @@ def load_draft(
     group_size: int | None = None,
     mode: str = "affine",
     lazy: bool = False,
+    rows: str | None = None,
 ) -> DFlashDraft:
-    """Load a published or converted draft.
+    """Load a published or converted draft, whichever format it is in.
 
     Args:
         path_or_repo: a directory or a hub id.
         revision: a branch, tag or commit of the hub repository.
         bits, group_size, mode: quantize the linear layers in memory; None leaves them as stored.
         lazy: leave the weights unread until they are used.
+        rows: "anchor" where row k of a block proposes the token k + 1 positions after the anchor,
+            the anchor's row included; "fill" where it proposes the token at its own position. None
+            takes what the files say.
 
     Raises:
-        CheckpointError: it cannot be found, is no DFlash draft, or its files are damaged,
-            incomplete or contradictory.
+        CheckpointError: it cannot be found, is no draft of a format that is supported, or its files
+            are damaged, incomplete or contradictory.
         DFlashError: it cannot be quantized so.
     """
     wanted = None
     if bits is not None or group_size is not None or mode != "affine":
         wanted = Quantization.choose(bits, group_size, mode)
     directory = resolve(path_or_repo, revision, draft=True)
-    draft = read_draft(directory, name=path_or_repo)
+    draft = read_draft(directory, name=path_or_repo, rows=rows)
     if wanted is not None:
         quantize_draft(draft, wanted)
     set_activation_dtype(draft)
@@ -50,16 +55,19 @@ def load_draft(
     return draft
 
 
-def read_draft(directory: Path, name: str | Path | None = None) -> DFlashDraft:
+def read_draft(
+    directory: Path, name: str | Path | None = None, rows: str | None = None
+) -> DFlashDraft:
     """The draft of a directory exactly as it is stored, unread until it is used.
 
     Args:
         directory: a local directory.
         name: what the user calls it, for messages.
+        rows: which rows of a block propose, as in `load_draft`.
 
     Raises:
-        CheckpointError: it is no DFlash draft, or its files are damaged, incomplete or
-            contradictory.
+        CheckpointError: it is no draft of a format that is supported, or its files are damaged,
+            incomplete or contradictory.
     """
     raw = read_config(directory)
     if not is_draft_config(raw):
@@ -67,7 +75,13 @@ def read_draft(directory: Path, name: str | Path | None = None) -> DFlashDraft:
             f"{name or directory} is not a DFlash draft: its config.json has no dflash_config. If "
             "it is a target, give it as the model."
         )
-    return assemble_draft(DraftConfig.from_dict(raw), read_tensors(directory))
+    packaging = recognise(raw)
+    tensors = packaging.translate(read_tensors(directory))
+    if "mask_embedding" in tensors:
+        tensors["mask_embedding"] = tensors["mask_embedding"].reshape(-1)
+    shapes = {name: tuple(array.shape) for name, array in tensors.items()}
+    config = draft_config(raw, shapes, Rows.of(rows), packaging)
+    return assemble_draft(config, tensors, packaging)
 
 
 def build_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashDraft:
@@ -81,16 +95,23 @@ def build_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashDraf
     return draft
 
 
-def assemble_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashDraft:
+def assemble_draft(
+    config: DraftConfig, tensors: dict[str, mx.array], packaging: Packaging | None = None
+) -> DFlashDraft:
     """A draft with the given weights as they are; quantized layers are those that have scales.
+
+    Args:
+        config: the draft's.
+        tensors: by our names.
+        packaging: whose names the config's quantization block uses; None for ours.
 
     Raises:
         CheckpointError: a tensor is missing, left over, or has another shape or kind of numbers
             than the config says.
     """
-    draft = DFlashDraft(config) if config.dflash2 is None else DFlash2Draft(config)
+    draft = DFlashDraft(config)
     if config.quantization is not None:
-        quantize_like(draft, config.quantization, tensors)
+        quantize_like(draft, config.quantization, tensors, packaging)
     wanted = parameters(draft)
     missing = sorted(wanted.keys() - tensors.keys())
     if missing:
@@ -115,7 +136,22 @@ def assemble_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashD
             )
     draft.load_weights(list(tensors.items()))
     draft.eval()
+    _check_vocabulary(draft)
     return draft
+
+
+def _check_vocabulary(draft: DFlashDraft) -> None:
+    """Raise CheckpointError where ids that a draft maps or embeds lie outside."""
+    vocabulary, mask = draft.config.vocabulary, draft.config.mask_token_id
+    if vocabulary.own_embedding and mask >= (vocabulary.size or 0):
+        raise CheckpointError(
+            f"The draft's mask_token_id {mask} lies outside its own embedding of "
+            f"{vocabulary.size} tokens."
+        )
+    if vocabulary.draft_size is not None:
+        ids, size = mx.arange(vocabulary.draft_size) + draft.d2t, vocabulary.size or 0
+        if not mx.logical_and(ids >= 0, ids < size).all().item():
+            raise CheckpointError(f"The draft's d2t leads outside its target's {size} tokens.")
 
 
 def _plain(dtype: mx.Dtype) -> str:

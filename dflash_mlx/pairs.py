@@ -70,8 +70,11 @@ class SpeculativeModel:
 
 def check_pair(view: TargetView, draft: DFlashDraft) -> None:
     """Raise PairError, in one sentence, if a draft cannot have been made for a target."""
-    config = draft.config
-    if config.hidden_size != view.hidden_size:
+    config, vocabulary = draft.config, draft.config.vocabulary
+    borrows = not (vocabulary.own_embedding and vocabulary.own_head)
+    if config.target_hidden_size != view.hidden_size or (
+        borrows and config.hidden_size != view.hidden_size
+    ):
         raise PairError(
             f"The draft is {config.hidden_size} wide and the target {view.hidden_size}, so they "
             "are not a pair; give the draft that was trained for this target."
@@ -87,9 +90,11 @@ def check_pair(view: TargetView, draft: DFlashDraft) -> None:
             f"The draft was trained for a target of {config.num_target_layers} layers and this one "
             f"has {view.depth}; give the draft that was trained for this target."
         )
-    if config.vocab_size != view.vocab_size:
+    # A DFlash 1 has no table of tokens, and targets' tables are padded now and then.
+    tables = config.head is not None or vocabulary.own_head or vocabulary.own_embedding
+    if tables and vocabulary.size not in (None, view.vocab_size):
         raise PairError(
-            f"The draft was trained with a vocabulary of {config.vocab_size} tokens and the target "
+            f"The draft was trained with a vocabulary of {vocabulary.size} tokens and the target "
             f"has {view.vocab_size}; give the draft that was trained for this target."
         )
     if not 0 <= config.mask_token_id < view.vocab_size:

@@ -19,6 +19,8 @@ from dflash_mlx.json_text import parse_json
 from dflash_mlx.safetensors import tensor_shapes
 
 _DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICEN[CS]E*", "NOTICE*"]
+# What the class names of drafts have, those that are refused among them.
+_DRAFT_WORDS = ("DFlash", "DSpark", "DFly", "Domino", "Assistant", "Eagle", "EAGLE")
 _TARGET_FILES = [
     "*.json",
     "model*.safetensors",
@@ -109,7 +111,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 def is_draft_config(config: dict[str, Any]) -> bool:
     """Whether a config.json describes a draft rather than a target."""
     names = config.get("architectures") or []
-    return "dflash_config" in config or any("DFlash" in str(name) for name in names)
+    return (
+        "dflash_config" in config
+        or config.get("speculators_model_type") is not None
+        or any(word in str(name) for name in names for word in _DRAFT_WORDS)
+    )
 
 
 def weight_files(directory: Path) -> dict[Path, dict[str, list[int]]]:

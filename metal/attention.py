@@ -20,6 +20,7 @@ def block_attention(
     window: int | None = None,
     visible: mx.array | None = None,
     scale: float,
+    sinks: mx.array | None = None,
 ) -> mx.array:
     """Attention of a block's L rows over the context in a cache buffer and over the block.
 
@@ -33,6 +34,8 @@ def block_attention(
     window: row i sees buffer row j only if context_length + i - j < window.
     visible: [L, L] bool, row i sees block key j iff visible[i, j]; None means all. Every row
         must see at least one key of context or block.
+    sinks: [Hq], a further logit of each head's rows that has no value; the kernel does not know
+        them, so that plain MLX serves such a call.
 
     Which implementation runs, `selection` decides; a gradient is always that of plain MLX.
 
@@ -47,6 +50,8 @@ def block_attention(
         "scale": scale,
     }
     arrays = (queries, context_keys, context_values, block_keys, block_values)
+    if sinks is not None:
+        return plain_block_attention(*arrays, **options, sinks=sinks)
     attention = selection.current().choose(
         *arrays, context_length=context_length, context_start=context_start, window=window
     )

@@ -31,6 +31,7 @@ def plain_block_attention(
     window: int | None = None,
     visible: mx.array | None = None,
     scale: float,
+    sinks: mx.array | None = None,
 ) -> mx.array:
     """What `block_attention` computes, for any length and head size; see there."""
     length = queries.shape[2]
@@ -48,14 +49,21 @@ def plain_block_attention(
         values = context_values[:, :, first:context_length]
         if seen >= APART_FROM:
             masks = context_mask, visible
-            return _apart(queries, keys, values, block_keys, block_values, masks, scale)
+            return _apart(queries, keys, values, block_keys, block_values, masks, scale, sinks)
         keys = mx.concatenate([keys, block_keys], axis=2)
         values = mx.concatenate([values, block_values], axis=2)
     mask = _joined_mask(context_mask, visible, length, seen)
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    return mx.fast.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        scale=scale,
+        mask=mask,
+        sinks=None if sinks is None else sinks.astype(queries.dtype),
+    )
 
 
-def _apart(queries, context_keys, context_values, block_keys, block_values, masks, scale):
+def _apart(queries, context_keys, context_values, block_keys, block_values, masks, scale, sinks):
     """Attention to context and block, merged in the softmax instead of in memory.
 
     The small scores are joined, never the keys and values. The query heads that share a KV
@@ -71,8 +79,13 @@ def _apart(queries, context_keys, context_values, block_keys, block_values, mask
             by_head = part.reshape(batch, heads, length, -1)
             part = mx.where(mask, by_head, mx.finfo(part.dtype).min).reshape(part.shape)
         scores.append(part)
+    if sinks is not None:
+        sink = sinks.astype(queries.dtype).reshape(1, kv_heads, -1, 1, 1)
+        sink = mx.broadcast_to(sink, (batch, *sink.shape[1:3], length, 1))
+        scores.append(sink.reshape(batch, kv_heads, -1, 1))
     weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
-    out = weights[..., :seen] @ context_values + weights[..., seen:] @ block_values
+    end = seen + length
+    out = weights[..., :seen] @ context_values + weights[..., seen:end] @ block_values
     return out.reshape(queries.shape)
 
 

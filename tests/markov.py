@@ -57,6 +57,7 @@ class TableDraft:
     """Proposes from a table of its own, each position behind its likeliest predecessor."""
 
     block_size = 4
+    most_proposals = 3
     target_layer_ids = (0,)
     reach = None
     samples_proposals = False

@@ -1,12 +1,12 @@
 """A draft that knows the text, and is right as often as it is told to be."""
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 
 from dflash_mlx.draft import Context, Proposals
+from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.target import TargetView
 
 
@@ -24,16 +24,28 @@ class SyntheticDraft:
         self, view: TargetView, text: list[int], right: float, block_size: int = 8, seed: int = 0
     ):
         self.text, self.right, self.block_size = text, right, block_size
+        self.most_proposals = block_size - 1
         self.target_layer_ids = (0, view.depth - 1)
         self.vocab = view.vocab_size
         self.features = len(self.target_layer_ids) * view.hidden_size
         self.random = random.Random(seed)
-        self.config = SimpleNamespace(
-            hidden_size=view.hidden_size,
-            target_layer_ids=self.target_layer_ids,
-            num_target_layers=view.depth,
-            vocab_size=view.vocab_size,
-            mask_token_id=0,
+        self.config = draft_config(
+            {
+                "architectures": ["DFlashDraftModel"],
+                "hidden_size": view.hidden_size,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+                "intermediate_size": 1,
+                "vocab_size": view.vocab_size,
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 1e4,
+                "num_target_layers": view.depth,
+                "block_size": block_size,
+                "dflash_config": {
+                    "target_layer_ids": list(self.target_layer_ids),
+                    "mask_token_id": 0,
+                },
+            }
         )
 
     def parameters(self) -> dict[str, Any]:

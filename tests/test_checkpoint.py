@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from dflash_mlx.checkpoint import load_draft
-from dflash_mlx.draft.config import default_target_layer_ids
+from dflash_mlx.draft.formats.fields import default_target_layer_ids
 from dflash_mlx.errors import CheckpointError
 from dflash_mlx.repository import resolve
 from dflash_mlx.target_checkpoint import load_target
@@ -72,7 +72,8 @@ def test_unknown_keys_are_ignored_and_published_places_are_read(folder: Path) ->
         drop=("rope_theta", "block_size"),
     )
     config = load_draft(folder).config
-    assert (config.rope_theta, config.block_size, config.mask_token_id) == (5e5, 4, 5)
+    theta = config.layers[0].rope.theta
+    assert (theta, config.block_size, config.mask_token_id) == (5e5, 4, 5)
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def test_inspects_a_target(pair):
 
 def test_inspects_a_draft(pair):
     shown = inspected(pair[1])
-    assert "DFlashDraftModel" in shown and "taps 1, 2 of 4 layers" in shown
-    assert "4 tokens, so 3 proposals" in shown
+    assert "DFlash 1" in shown and "taps 1, 2 of 4 layers" in shown
+    assert "4 rows, so 3 proposals" in shown
 
 
 def test_parameters_are_counted_through_quantization(pair, tmp_path):
@@ -69,9 +69,9 @@ def test_parameters_are_counted_through_quantization(pair, tmp_path):
 
 def test_says_whether_the_two_fit(pair, tmp_path):
     assert f"{pair[1]} fits this target." in inspected(pair[0], "--draft", str(pair[1]))
-    write_draft(tmp_path / "other", 500)
+    write_draft(tmp_path / "other", 500, num_target_layers=9)
     shown = inspected(pair[0], "--draft", str(tmp_path / "other"))
-    assert "vocabulary of 500" in shown and "fits this target" not in shown
+    assert "a target of 9 layers" in shown and "fits this target" not in shown
 
 
 def test_errors(pair, tmp_path):

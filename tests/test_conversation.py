@@ -14,7 +14,8 @@ from dflash_mlx.conversation import Template, check_positions, max_positions, st
 from dflash_mlx.conversation.conversation import Conversation
 from dflash_mlx.conversation.reuse import common_prefix
 from dflash_mlx.conversation.thinking import Parts
-from dflash_mlx.draft import DFlashDraft, DraftConfig
+from dflash_mlx.draft import DFlashDraft
+from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
 from tests.families.models import VOCAB, build
@@ -60,7 +61,7 @@ def pair(family: str) -> SpeculativeModel:
         "dflash_config": {"target_layer_ids": [0, layers - 2], "mask_token_id": 5},
     }
     mx.random.seed(1)
-    return SpeculativeModel(target, DFlashDraft(DraftConfig.from_dict(config)))
+    return SpeculativeModel(target, DFlashDraft(draft_config(config)))
 
 
 def plain(model: SpeculativeModel, template: Template, messages: list) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dflash_mlx.decode.sampling import Drawn, Likeliest, VisibleSampler
-from dflash_mlx.draft import DFlash2Draft
-from dflash_mlx.draft.config import DraftConfig
+from dflash_mlx.draft.formats import draft_config
+from dflash_mlx.draft.heads.selector import CandidateSelector
 from dflash_mlx.errors import CheckpointError
 from tests import plain_draft
 from tests.test_draft import BASE, TAPS, random_draft
@@ -65,7 +65,7 @@ def test_proposals_over_many_cycles(variant: str, outer: dict) -> None:
         pytest.skip("the cap is inside already")
     config = config_of(**VARIANTS[variant]) | outer
     draft, tensors = random_draft(config)
-    assert isinstance(draft, DFlash2Draft)
+    assert isinstance(draft.head, CandidateSelector)
     rng = np.random.default_rng(2)
     table = rng.standard_normal((64, 48))
     weights = mx.array(table, mx.float32)
@@ -145,10 +145,10 @@ def test_temperature_decides_whether_tokens_are_drawn() -> None:
     [
         ({"conv_group_size": 7}, "conv_group_size 7"),
         ({"selector_top_k": 65}, "selector_top_k 65"),
-        ({"selector_rank": None}, "selector_rank None"),
+        ({"selector_rank": None}, "lacks selector_rank"),
         ({"conv_kernel_size": 0}, "conv_kernel_size 0"),
     ],
 )
 def test_values_that_cannot_be(changes: dict, said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
-        DraftConfig.from_dict(config_of(**changes))
+        draft_config(config_of(**changes))

@@ -6,7 +6,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from dflash_mlx.checkpoint import build_draft
-from dflash_mlx.draft import DFlash2Draft, DFlashDraft, DraftConfig
+from dflash_mlx.draft import DFlashDraft
+from dflash_mlx.draft.formats import draft_config
 from tests import plain_draft
 
 TAPS = 3
@@ -46,8 +47,8 @@ VARIANTS = {
 
 def random_draft(config: dict, seed: int = 0) -> tuple[DFlashDraft, plain_draft.Tensors]:
     mx.random.seed(seed)
-    parsed = DraftConfig.from_dict(config)
-    draft = DFlash2Draft(parsed) if parsed.dflash2 else DFlashDraft(parsed)
+    parsed = draft_config(config)
+    draft = DFlashDraft(parsed)
     tensors = {
         name: mx.random.normal(a.shape) * (0.2 if a.ndim == 2 else 0.3) + (a.ndim == 1)
         for name, a in tree_flatten(draft.parameters())
@@ -72,10 +73,10 @@ def test_each_layer_over_many_cycles(variant: str) -> None:
         embeddings = rng.standard_normal((6, 48))
         expected = plain_draft.layer_outputs(tensors, config, embeddings, features)
         x = mx.array(embeddings[None], mx.float32)
-        for layer, (group, index), want in zip(
-            draft.layers, draft._places, expected[:-1], strict=True
-        ):
-            x = layer(x, context.groups[group], index, draft._rope, context.offset)
+        for i, want in enumerate(expected[:-1]):
+            group, index = draft._places[i]
+            groups = context.groups
+            x = draft.layers[i](x, groups[group], index, draft.rope(i), context.offset)
             np.testing.assert_allclose(np.array(x[0]), want, rtol=2e-4, atol=2e-4)
         whole = draft(mx.array(embeddings[None], mx.float32), context)
         np.testing.assert_allclose(np.array(whole[0]), expected[-1], rtol=2e-4, atol=2e-4)

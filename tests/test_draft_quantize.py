@@ -8,8 +8,9 @@ import pytest
 
 from dflash_mlx import load_draft
 from dflash_mlx.checkpoint import build_draft, read_draft
-from dflash_mlx.draft import DFlashDraft, DraftConfig
+from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.draft.dtype import activation_dtype, bfloat16_is_native, parameters
+from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.draft.quantize import (
     LEGAL,
     Quantization,
@@ -103,7 +104,7 @@ def test_context_features_beyond_float16_do_no_harm(tmp_path: Path) -> None:
 
 def test_float16_tensors_that_are_built_directly_compute_in_float32_too() -> None:
     config = published.qwen3()
-    draft = build_draft(DraftConfig.from_dict(config), published.tensors(config, dtype=mx.float16))
+    draft = build_draft(draft_config(config), published.tensors(config, dtype=mx.float16))
     assert draft.dtype == mx.float32
 
 
@@ -195,7 +196,7 @@ def test_biases_of_attention_stay(tmp_path: Path) -> None:
 def test_a_quantization_block_of_another_runtime_is_named(tmp_path: Path) -> None:
     config = published.qwen3() | {"quantization_config": {"quant_method": "fp8"}}
     published.write(tmp_path / "draft", config)
-    with pytest.raises(CheckpointError, match="without 'group_size', so it is not MLX's"):
+    with pytest.raises(CheckpointError, match="without bits, so it is not MLX's"):
         load_draft(tmp_path / "draft")
 
 
@@ -204,7 +205,7 @@ def test_integers_where_weights_belong_are_named(tmp_path: Path) -> None:
     tensors = published.tensors(config)
     tensors["fc.weight"] = tensors["fc.weight"].astype(mx.uint8)
     with pytest.raises(CheckpointError, match=r"fc\.weight holds uint8 numbers"):
-        build_draft(DraftConfig.from_dict(config), tensors)
+        build_draft(draft_config(config), tensors)
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
@@ -222,7 +223,7 @@ def test_settings_of_single_layers_are_found_under_either_name(tmp_path: Path, p
         "fc": eight,
     }
     block = {"group_size": 64, "bits": 4, f"{prefix}fc": eight}
-    built = build_draft(DraftConfig.from_dict(config | {"quantization": block}), parameters(draft))
+    built = build_draft(draft_config(config | {"quantization": block}), parameters(draft))
     assert (built.fc.bits, built.layers[0].mlp.up_proj.bits) == (8, 4)
     draft.set_dtype(mx.float32)
     assert mx.array_equal(hidden(built), hidden(draft))

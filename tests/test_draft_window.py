@@ -14,6 +14,7 @@ import dflash_mlx
 from dflash_mlx import stream_generate
 from dflash_mlx.draft import DFlashDraft, DraftConfig
 from dflash_mlx.draft.context import LayerGroup
+from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.errors import DFlashError
 from tests.tiny_pair import write_pair
 
@@ -21,7 +22,7 @@ SINKS = DFlashDraft.sinks
 
 
 def config(**changes: Any) -> DraftConfig:
-    return DraftConfig.from_dict(
+    return draft_config(
         {
             "architectures": ["DFlashDraftModel"],
             "hidden_size": 32,

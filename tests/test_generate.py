@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 import dflash_mlx
 from dflash_mlx import SpeculativeModel, make_prompt_cache, stream_generate
 from dflash_mlx.decode import acceptance, emission
+from dflash_mlx.draft.config import VocabularyConfig
 from dflash_mlx.errors import DFlashError, InvalidCache, PairError
 from tests.synthetic import SyntheticDraft
 from tests.tiny_pair import write_pair
@@ -347,16 +349,16 @@ def test_arguments_that_cannot_be_meant(pair: Pair, options: dict, said: str) ->
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"hidden_size": 32}, "32 wide"),
+        ({"hidden_size": 32, "target_hidden_size": 32}, "32 wide"),
         ({"target_layer_ids": (1, 4)}, "taps layer 4"),
         ({"num_target_layers": 5}, "5 layers"),
-        ({"vocab_size": 10}, "10 tokens"),
+        ({"vocabulary": VocabularyConfig(10, own_head=True)}, "10 tokens"),
         ({"mask_token_id": 10_000}, "mask token 10000"),
     ],
 )
 def test_a_wrong_pair_is_one_clear_sentence(pair: Pair, changes: dict, said: str) -> None:
     draft = SyntheticDraft(pair.model.view, [], 0.0)
-    vars(draft.config).update(changes)
+    draft.config = replace(draft.config, **changes)
     with pytest.raises(PairError, match=said) as error:
         SpeculativeModel(pair.model.target, draft)
     assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")

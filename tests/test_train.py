@@ -24,8 +24,8 @@ from dflash_mlx import load, load_draft, stream_generate
 from dflash_mlx.conversation.template import Template
 from dflash_mlx.demo import demo_paths
 from dflash_mlx.demo.making.text import example
-from dflash_mlx.draft import DraftConfig
-from dflash_mlx.draft.config import default_target_layer_ids
+from dflash_mlx.draft.formats import draft_config
+from dflash_mlx.draft.formats.fields import default_target_layer_ids
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.target import TargetView
 from dflash_mlx.training import Evaluation, Plan, Training, train
@@ -119,7 +119,7 @@ def test_the_command_trains_a_draft_that_the_others_take(
     assert log(made, "step") == [*range(1, 61), 60, *range(61, 121), 120]
     assert f"step 120: acceptance length {last:.2f} on held-out prompts" in result.stderr
     assert "step 120: loss" in result.stderr
-    config = DraftConfig.from_dict(json.loads((made / "config.json").read_text()))
+    config = draft_config(json.loads((made / "config.json").read_text()))
     assert (config.num_hidden_layers, config.block_size, config.num_target_layers) == (1, 4, 4)
     assert f"| Acceptance length, step 120 | {last:.2f} " in (made / "README.md").read_text()
 

@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from dflash_mlx.draft import DFlashDraft, DraftConfig
+from dflash_mlx.draft import DFlashDraft
+from dflash_mlx.draft.formats import draft_config
 
 SENTENCE = "One two three four five six seven eight nine ten."
 TEMPLATE = (
@@ -141,7 +142,7 @@ def write_draft(folder: Path, vocab_size: int, **changes: Any) -> None:
         **changes,
     }
     mx.random.seed(8)
-    draft = DFlashDraft(DraftConfig.from_dict(config))
+    draft = DFlashDraft(draft_config(config))
     folder.mkdir(parents=True)
     weights = dict(tree_flatten(draft.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})

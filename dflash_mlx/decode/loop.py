@@ -146,6 +146,7 @@ class Decoder:
                             self._most_proposals(waiting), self._rows, self._narrows
                         )
                     if count:
+                        self.cache.context.before = self._before(waiting)
                         proposals = self.propose(anchor, count)
                     elif self._transaction is None and self._continues(waiting):
                         following = self.plain_forward(anchor)
@@ -406,12 +407,17 @@ class Decoder:
             return float("inf")
         return self.options.max_tokens - self.statistics.emitted - len(waiting)
 
+    def _before(self, waiting: Emission) -> int:
+        """The token before the anchor, which is the last one that waits."""
+        known = waiting.known or ()
+        return known[-2] if len(known) > 1 else self.cache.tokens[-1]
+
     def _continues(self, waiting: Emission) -> bool:
         return self.keep_cache or self._room(waiting) > 0
 
     def _most_proposals(self, waiting: Emission) -> int:
         """Proposals that the next cycle may verify."""
-        most = min(self.draft.block_size - 1, self._room(waiting) - 1)
+        most = min(self.draft.most_proposals, self._room(waiting) - 1)
         o = self.options
         if o.kv_bits is not None:
             rows = self._shift + self._rows + (self._verified if self._transaction else 0)

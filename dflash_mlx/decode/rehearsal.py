@@ -21,7 +21,7 @@ def measure_costs(view: TargetView, draft: DFlashDraft, seconds: float = 0.8) ->
     A pass over all of them is always finished; passes are repeated until the time is over.
     """
     cache = PromptCache(view.make_cache(), draft.make_context())
-    rehearsal = Rehearsal(draft.block_size, seconds)
+    rehearsal = Rehearsal(draft.most_proposals, seconds)
     # Scattered ids, so that a mixture of experts does not see the same ones each time.
     prompt = [(i + 1) * 7919 % view.vocab_size for i in range(PROMPT)]
     options = Options(max_tokens=-1)
@@ -38,10 +38,9 @@ class Rehearsal:
 
     learns = True
 
-    def __init__(self, block_size: int, seconds: float):
-        self.block_size = block_size
+    def __init__(self, most: int, seconds: float):
+        self.most = most
         self.finished = False
-        most = block_size - 1
         self.lengths = sorted({most, 1, *(m for m in (2, 3, 5, 7, 11) if m < most)}, reverse=True)
         # The first cycle after a change of kind is not timed, so the longest length comes twice.
         lengths = [most, *self.lengths]
@@ -89,8 +88,8 @@ class Rehearsal:
             for kind, seconds in {**self._first, **self._samples}.items()
         }
         known = {m: usual[m, False] for m in self.lengths if (m, False) in usual}
-        cycle = [_between(known, m) for m in range(self.block_size)]
-        longest = self.block_size - 1
+        cycle = [_between(known, m) for m in range(self.most + 1)]
+        longest = self.most
         reading = max(usual.get((longest, True), 0.0) - cycle[longest], 0.0)
         return Costs(usual[None, False], tuple(cycle), reading).smoothed()
 

@@ -1,275 +1,239 @@
-"""A draft's config.json, read and checked."""
+"""What a draft is, whichever packaging said so: the one config that every reader fills."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
-from dflash_mlx.errors import CheckpointError
-
-DFLASH1 = "DFlashDraftModel"
-DFLASH2 = "DFlash2DraftModel"
+# The attention kinds of layer_types.
 FULL = "full_attention"
 SLIDING = "sliding_attention"
 
-_REQUIRED = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-    "rms_norm_eps",
-)
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of a layer.
+
+    Attributes:
+        theta: the base.
+        scaling: Transformers' rope parameters other than the base; None for none.
+        interleaved: pairs are neighbours instead of halves.
+        max_positions: of the config; None when it does not say.
+        share: of a head's dimensions, how much is rotated.
+    """
+
+    theta: float
+    scaling: Mapping[str, Any] | None = None
+    interleaved: bool = False
+    max_positions: int | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
-class DFlash2Config:
-    """What only a DFlash 2 draft has: block convolutions and a candidate selector."""
+class LayerConfig:
+    """How one layer attends.
 
-    conv_kernel_size: int
-    conv_group_size: int
-    selector_rank: int
-    selector_top_k: int
-    input_embedding_scale: float
-    output_multiplier: float
+    Attributes:
+        rope: its rotary positions.
+        window: it sees a context row only at a distance below this, its own row counted; None for
+            all rows.
+        anchored: every row of the block sees the same context, the last `window` rows of it.
+        causal: a row of the block sees no later row of the block.
+        sinks: it has a logit per head that takes part in the softmax and has no value.
+    """
 
-    @classmethod
-    def from_dict(cls, dflash: Mapping[str, Any], hidden_size: int, vocab_size: int) -> Self:
-        """Read `dflash_config`; the published values are the defaults of the last two only.
+    rope: Rope
+    window: int | None = None
+    anchored: bool = False
+    causal: bool = False
+    sinks: bool = False
 
-        Raises:
-            CheckpointError: a value is missing or cannot be.
-        """
-        group_size = _integer(dflash, "conv_group_size")
-        if hidden_size % group_size:
-            raise CheckpointError(
-                f"The draft's config.json has conv_group_size {group_size}, which does not divide "
-                f"its hidden_size {hidden_size}."
-            )
-        top_k = _integer(dflash, "selector_top_k")
-        if top_k > vocab_size:
-            raise CheckpointError(
-                f"The draft's config.json has selector_top_k {top_k} and only {vocab_size} tokens."
-            )
-        return cls(
-            conv_kernel_size=_integer(dflash, "conv_kernel_size"),
-            conv_group_size=group_size,
-            selector_rank=_integer(dflash, "selector_rank"),
-            selector_top_k=top_k,
-            input_embedding_scale=float(dflash.get("input_embedding_scale") or 1.0),
-            output_multiplier=float(dflash.get("output_multiplier") or 1.0),
-        )
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What the attention of all layers has in common.
+
+    Attributes:
+        bias: of the projections.
+        fused: queries, keys and values are one projection, `qkv_proj`, whose bias is `bias`.
+        gating: "per-head" or "per-element" multiplies the result by softplus(g_proj(x)).
+        values_from_keys: there is no v_proj; values are the keys before norm and rotation.
+        value_norm: values are normalised per head, without a weight.
+        scale: of the scores; None is head_dim ** -0.5.
+    """
+
+    bias: bool = False
+    fused: bool = False
+    gating: str | None = None
+    values_from_keys: bool = False
+    value_norm: bool = False
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """How tapped outputs become what the layers see.
+
+    Attributes:
+        tap_norms: each tap is normalised before fc.
+        layer_norms: a context row passes each layer's input norm before its keys and values.
+        fusion: each layer adds its own mixture of the taps.
+    """
+
+    tap_norms: bool = False
+    layer_norms: bool = False
+    fusion: bool = False
+
+
+@dataclass(frozen=True)
+class VocabularyConfig:
+    """Token ids in and out.
+
+    Attributes:
+        size: of the target's vocabulary as the draft knows it; None where nothing depends on it.
+        draft_size: rows of a reduced vocabulary of the draft's own; None without one.
+        own_embedding, own_head: the draft has these itself; the target's are left aside then.
+        tied: its head is its embedding.
+        embedding_scale: factor of its own embedding.
+        mask_embedding: what stands for the mask is a vector of its own.
+    """
+
+    size: int | None
+    draft_size: int | None = None
+    own_embedding: bool = False
+    own_head: bool = False
+    tied: bool = False
+    embedding_scale: float = 1.0
+    mask_embedding: bool = False
+
+
+@dataclass(frozen=True)
+class ConvolutionConfig:
+    """DFlash 2's convolutions over the block."""
+
+    kernel_size: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class SelectorConfig:
+    """DFlash 2's selector: rank of its codebooks, candidates per position."""
+
+    rank: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class MarkovConfig:
+    """DSpark's chain: rank, and "vanilla", "gated" or "rnn"."""
+
+    rank: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """XPress's refiner: rank, width of its MLP over rank, Jacobi passes."""
+
+    rank: int
+    mlp_ratio: int
+    passes: int
+
+
+@dataclass(frozen=True)
+class CorrectionConfig:
+    """DFly's correction of hidden states: its inner width."""
+
+    width: int
+
+
+HeadConfig = SelectorConfig | MarkovConfig | RefinerConfig | CorrectionConfig
 
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """What the published `config.json` of a DFlash draft says, defaults filled in.
+    """A draft, defaults filled in.
 
-    `target_layer_ids` are 0-based indices of the target blocks whose outputs are tapped.
-    `num_target_layers` and `max_position_embeddings` are None when the file does not say.
+    Attributes:
+        packaging: who packs drafts so, in words.
+        architecture: the class its config.json names.
+        hidden_size, target_hidden_size: of the draft and of the tapped outputs.
+        num_attention_heads, num_key_value_heads, head_dim, intermediate_size, rms_norm_eps: of a
+            layer.
+        block_size: rows of a block, the anchor's included.
+        anchor_proposes: row k of a block proposes the token k + 1 positions after the anchor's, so
+            that the anchor's own row proposes too; else the token at its own position.
+        mask_token_id: what fills a block behind the anchor.
+        target_layer_ids: the target's layers whose outputs are tapped, 0-based; -1 is its
+            embedding's output.
+        num_target_layers: None when the file does not say.
+        layers: one for each layer.
+        sandwich: norms behind the sublayers as well, and a factor for each layer.
+        activation: of the MLP, "silu" or "gelu".
+        input_scale: factor of all block embeddings.
+        output_multiplier, final_logit_softcapping: applied to the head's logits, in this order.
+        head: what makes proposals of logits; None where each row stands alone.
+        confidence: there is a confidence head; with_markov, if it sees the chain's embedding.
+        quantization: MLX's block of the config.json, checked.
     """
 
+    packaging: str
     architecture: str
     hidden_size: int
-    num_hidden_layers: int
+    target_hidden_size: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
     intermediate_size: int
-    vocab_size: int
     rms_norm_eps: float
-    rope_theta: float
-    rope_scaling: dict[str, Any] | None
-    max_position_embeddings: int | None
-    num_target_layers: int | None
     block_size: int
-    target_layer_ids: tuple[int, ...]
+    anchor_proposes: bool
     mask_token_id: int
-    layer_types: tuple[str, ...]
-    sliding_window: int | None
-    is_causal: bool | None
-    attention_bias: bool
-    final_logit_softcapping: float | None
-    quantization: dict[str, Any] | None
-    dflash2: DFlash2Config | None = None
+    target_layer_ids: tuple[int, ...]
+    num_target_layers: int | None
+    layers: tuple[LayerConfig, ...]
+    vocabulary: VocabularyConfig
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    sandwich: bool = False
+    activation: str = "silu"
+    input_scale: float = 1.0
+    output_multiplier: float = 1.0
+    final_logit_softcapping: float | None = None
+    convolution: ConvolutionConfig | None = None
+    head: HeadConfig | None = None
+    confidence: bool = False
+    confidence_with_markov: bool = False
+    quantization: dict[str, Any] | None = None
 
-    def window(self, layer: int) -> int | None:
-        """Sliding window of a layer in positions, the query's own included; None if full."""
-        return self.sliding_window if self.layer_types[layer] == SLIDING else None
+    @property
+    def num_hidden_layers(self) -> int:
+        """How many layers there are."""
+        return len(self.layers)
 
-    def causal_block(self, layer: int) -> bool:
-        """Whether a layer's attention inside the block is causal.
+    @property
+    def vocab_size(self) -> int:
+        """Of the target, as the draft knows it; 0 where nothing depends on it."""
+        return self.vocabulary.size or 0
 
-        `is_causal` decides where the config has it; where it has not, sliding layers are causal
-        and full layers bidirectional, as in the authors' own runtime.
-        """
-        if self.is_causal is not None:
-            return self.is_causal
-        return self.layer_types[layer] == SLIDING
+    @property
+    def first_row(self) -> int:
+        """The first row of a block that proposes."""
+        return 0 if self.anchor_proposes else 1
 
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "DraftConfig":
-        """Read a published config; unknown keys are ignored.
+    @property
+    def most_proposals(self) -> int:
+        """Proposals that a block makes at most."""
+        return self.block_size - self.first_row
 
-        Raises:
-            CheckpointError: a key is missing, contradicts another, or names an architecture that
-                is not implemented.
-        """
-        architecture = _architecture(config)
-        dflash = config.get("dflash_config") or {}
-        missing = [key for key in _REQUIRED if config.get(key) is None]
-        missing += [
-            f"dflash_config.{key}"
-            for key in ("mask_token_id",)
-            if dflash.get(key, config.get(key)) is None
-        ]
-        block_size = _one_value(config, dflash, "block_size")
-        if block_size is None:
-            missing.append("block_size")
-        if missing:
-            raise CheckpointError(f"The draft's config.json lacks {', '.join(missing)}.")
-
-        layers = _integer(config, "num_hidden_layers")
-        heads = _integer(config, "num_attention_heads")
-        kv_heads = _integer(config, "num_key_value_heads", heads)
-        if heads % kv_heads:
-            raise CheckpointError(
-                f"The draft's config.json has {heads} attention heads, which its {kv_heads} "
-                "key-value heads do not divide."
-            )
-        hidden_size = _integer(config, "hidden_size")
-        rope_theta, rope_scaling = _rope(config)
-        num_target_layers = config.get("num_target_layers")
-        ids = dflash.get("target_layer_ids", config.get("target_layer_ids"))
-        if ids is None:
-            if num_target_layers is None:
-                raise CheckpointError(
-                    "The draft's config.json has neither dflash_config.target_layer_ids nor "
-                    "num_target_layers, so its taps are unknown."
-                )
-            ids = default_target_layer_ids(layers, int(num_target_layers))
-        if not ids or not all(isinstance(i, int) and i >= 0 for i in ids):
-            raise CheckpointError(
-                f"The draft's config.json has target_layer_ids {ids!r}; a non-empty list of layer "
-                "indices from 0 is needed."
-            )
-        second = architecture == DFLASH2
-        layer_types, window = _layer_types(config, layers, SLIDING if second else FULL)
-        block_size = int(block_size)
-        if block_size < 2:
-            raise CheckpointError(
-                f"The draft's config.json has block_size {block_size}; at least 2 is needed."
-            )
-        cap = _one_value(config, dflash, "final_logit_softcapping")
-        max_positions = config.get("max_position_embeddings")
-        return cls(
-            architecture=architecture,
-            hidden_size=hidden_size,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            head_dim=_integer(config, "head_dim", hidden_size // heads),
-            intermediate_size=_integer(config, "intermediate_size"),
-            vocab_size=_integer(config, "vocab_size"),
-            rms_norm_eps=float(config["rms_norm_eps"]),
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-            max_position_embeddings=None if max_positions is None else int(max_positions),
-            num_target_layers=None if num_target_layers is None else int(num_target_layers),
-            block_size=block_size,
-            target_layer_ids=tuple(ids),
-            mask_token_id=int(_one_value(config, dflash, "mask_token_id")),
-            layer_types=layer_types,
-            sliding_window=window,
-            is_causal=_one_value(config, dflash, "is_causal"),
-            attention_bias=bool(config.get("attention_bias", False)),
-            final_logit_softcapping=None if cap is None else float(cap),
-            quantization=config.get("quantization") or config.get("quantization_config"),
-            dflash2=(
-                DFlash2Config.from_dict(dflash, hidden_size, int(config["vocab_size"]))
-                if second
-                else None
-            ),
+    @property
+    def is_dflash1(self) -> bool:
+        """Whether nothing goes beyond DFlash 1 as its authors publish it."""
+        plain = self.convolution is None and self.head is None and not self.confidence
+        return (
+            plain
+            and not (self.anchor_proposes or self.sandwich)
+            and self.attention == AttentionConfig(bias=self.attention.bias)
+            and self.context == ContextConfig()
+            and self.vocabulary == VocabularyConfig(self.vocabulary.size)
+            and not any(layer.anchored or layer.sinks for layer in self.layers)
         )
-
-
-def default_target_layer_ids(draft_layers: int, target_layers: int) -> list[int]:
-    """The published default taps: one in the middle, or evenly spread from 1 to L - 3."""
-    if draft_layers == 1:
-        return [target_layers // 2]
-    first, last = 1, target_layers - 3
-    step = (last - first) / (draft_layers - 1)
-    return [round(first + i * step) for i in range(draft_layers)]
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures") or []
-    known = (DFLASH1, DFLASH2)
-    for name in names:
-        if name in known:
-            return name
-    if not names and "dflash_config" in config:
-        return DFLASH1
-    said = ", ".join(names) if names else f"model_type {config.get('model_type')!r}"
-    raise CheckpointError(
-        f"This is not a DFlash draft that is supported: its config.json says {said}; supported: "
-        f"{', '.join(known)}."
-    )
-
-
-def _integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(
-            f"The draft's config.json has {key} {value!r}; a positive whole number is needed."
-        )
-    return value
-
-
-def _one_value(config: Mapping[str, Any], dflash: Mapping[str, Any], key: str) -> Any:
-    """A key that may stand at the top level, inside dflash_config, or equal in both."""
-    outer, inner = config.get(key), dflash.get(key)
-    if outer is not None and inner is not None and outer != inner:
-        raise CheckpointError(
-            f"The draft's config.json contradicts itself: {key} is {outer} at the top and {inner} "
-            "inside dflash_config."
-        )
-    return inner if inner is not None else outer
-
-
-def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    parameters = config.get("rope_parameters") or {}
-    theta = config.get("rope_theta", parameters.get("rope_theta"))
-    if theta is None:
-        raise CheckpointError("The draft's config.json lacks rope_theta.")
-    scaling = config.get("rope_scaling")
-    if scaling is None:
-        rest = {key: value for key, value in parameters.items() if key != "rope_theta"}
-        if rest.get("rope_type", "default") != "default":
-            scaling = rest
-    return float(theta), scaling
-
-
-def _layer_types(
-    config: Mapping[str, Any], layers: int, default: str
-) -> tuple[tuple[str, ...], int | None]:
-    types = tuple(config.get("layer_types") or (default,) * layers)
-    if len(types) != layers:
-        raise CheckpointError(
-            f"The draft's config.json has {len(types)} layer_types for {layers} layers."
-        )
-    unknown = sorted(set(types) - {FULL, SLIDING})
-    if unknown:
-        raise CheckpointError(
-            f"The draft's config.json has layer_types {', '.join(unknown)}; supported: {FULL}, "
-            f"{SLIDING}."
-        )
-    window = config.get("sliding_window")
-    if SLIDING not in types:
-        return types, None
-    if not isinstance(window, int) or window < 1:
-        raise CheckpointError(
-            f"The draft's config.json has sliding layers and sliding_window {window!r}; a positive "
-            "whole number is needed."
-        )
-    return types, window

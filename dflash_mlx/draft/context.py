@@ -88,11 +88,15 @@ class Context:
     `offset` is the absolute position that follows the last row. Rows of a group are the latest
     positions before `offset`, and the first ones where a group keeps sinks; a context may begin
     late (after a cache that was filled without a draft) and then simply holds less.
+
+    `before` is the token at its last position, for the one head that looks at it (XPress); None
+    where it is not known.
     """
 
     def __init__(self, groups: list[LayerGroup]):
         self.groups = groups
         self.offset = 0
+        self.before: int | None = None
 
     def rewind(self, offset: int) -> None:
         """Forget positions from `offset` on; a windowed group then holds what it still has."""

@@ -1,96 +1,97 @@
-"""The DFlash 1 draft: a block of proposals in one forward (arXiv:2602.06036)."""
+"""The draft: a block of proposals in one forward (arXiv:2602.06036), whatever its packaging."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.rope_utils import initialize_rope
 
-from dflash_mlx.draft.attention import Attention
-from dflash_mlx.draft.config import DraftConfig
-from dflash_mlx.draft.context import Context, LayerGroup
-from dflash_mlx.draft.projection import ContextProjection, signature
+from dflash_mlx.draft.config import DraftConfig, MarkovConfig
+from dflash_mlx.draft.context import Context
+from dflash_mlx.draft.heads import Block, ConfidenceHead, Head, make_head
+from dflash_mlx.draft.layer import make_layer
+from dflash_mlx.draft.projection import ContextProjection, kind_of
 from dflash_mlx.draft.proposals import Choice, Proposals
+from dflash_mlx.draft.rope import make_rope
 from dflash_mlx.errors import CheckpointError, DFlashError
 
-
-class MLP(nn.Module):
-    """The gated feed-forward of a Qwen3 layer."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.gate_proj = nn.Linear(dim, hidden, bias=False)
-        self.up_proj = nn.Linear(dim, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, dim, bias=False)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Layer(nn.Module):
-    """Attention over context and block, then the MLP."""
-
-    def __init__(self, config: DraftConfig, index: int):
-        super().__init__()
-        self.self_attn = Attention(config, index)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def __call__(
-        self, x: mx.array, group: LayerGroup, index: int, rope: nn.Module, offset: int
-    ) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), group, index, rope, offset)
-        return x + self.mlp(self.post_attention_layernorm(x))
+Embed = Callable[[mx.array], mx.array]
 
 
 class DFlashDraft(nn.Module):
-    """A draft in the published parameter tree.
+    """A draft in DFlash 1's parameter names; the readers in `formats` translate others.
 
-    It has no embedding and no head: `propose` borrows the target's, as functions.
+    Where it has no embedding or head of its own, `propose` borrows the target's, as functions.
     """
 
     # Where a window limits what full-attention layers see, the first tokens stay visible.
     sinks = 4
     least_window = 16
 
-    layer_class: type[Layer] = Layer
-    # Above temperature 0 a position's own marginal ignores what was drawn before it, so sampled
-    # blocks are incoherent and likeliest tokens are accepted more often.
-    samples_proposals = False
-
     def __init__(self, config: DraftConfig):
         super().__init__()
         self.config = config
-        taps, dim = len(config.target_layer_ids), config.hidden_size
-        self.fc = nn.Linear(taps * dim, dim, bias=False)
-        self.hidden_norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
-        self.layers = [self.layer_class(config, i) for i in range(config.num_hidden_layers)]
-        self.norm = nn.RMSNorm(dim, eps=config.rms_norm_eps)
+        taps, dim, eps = len(config.target_layer_ids), config.hidden_size, config.rms_norm_eps
+        vocabulary, context = config.vocabulary, config.context
+        self.fc = nn.Linear(taps * config.target_hidden_size, dim, bias=False)
+        self.hidden_norm = nn.RMSNorm(dim, eps=eps)
+        self.layers = [make_layer(config, i) for i in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(dim, eps=eps)
+        if context.tap_norms:
+            norms = [nn.RMSNorm(config.target_hidden_size, eps=eps) for _ in range(taps)]
+            self.aux_hidden_norms = norms
+        if context.fusion:
+            self.layer_fusion_weights = mx.zeros((config.num_hidden_layers, taps))
+        if vocabulary.own_embedding:
+            self.embed_tokens = nn.Embedding(cast(int, vocabulary.size), dim)
+        if vocabulary.mask_embedding:
+            self.mask_embedding = mx.zeros((dim,))
+        if vocabulary.own_head and not vocabulary.tied:
+            rows = cast(int, vocabulary.draft_size or vocabulary.size)
+            self.lm_head = nn.Linear(dim, rows, bias=False)
+        if vocabulary.draft_size is not None:
+            self.d2t = mx.zeros((vocabulary.draft_size,), mx.int64)
+        head = make_head(config)
+        self._head_name = head.name or "_plain_rows"
+        self[self._head_name] = head
+        if config.confidence:
+            rank = config.head.rank if isinstance(config.head, MarkovConfig) else 0
+            self.confidence_head = ConfidenceHead(dim, rank * config.confidence_with_markov)
         try:
-            self._rope = initialize_rope(
-                config.head_dim,
-                config.rope_theta,
-                False,
-                config.rope_scaling,
-                config.max_position_embeddings,
-            )
+            self._ropes = [make_rope(layer.rope, config.head_dim) for layer in config.layers]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"The draft's rope_scaling {config.rope_scaling} cannot be used: {error}."
+                f"The draft's rope_scaling {config.layers[0].rope.scaling} cannot be used: {error}."
             ) from error
         self._full_limit: int | None = None
         self._projections: list[ContextProjection] = []
+        # The layers of each group, and each layer's group and place in it.
+        self._members: list[list[int]] = []
         self._places: list[tuple[int, int]] = []
 
     @property
+    def head(self) -> Head:
+        """What makes proposals of a block."""
+        return cast(Head, self[self._head_name])
+
+    @property
     def block_size(self) -> int:
-        """Rows of a block: the anchor and block_size - 1 proposals."""
+        """Rows of a block, the anchor's included."""
         return self.config.block_size
 
     @property
+    def most_proposals(self) -> int:
+        """Proposals that a block makes at most."""
+        return self.config.most_proposals
+
+    @property
+    def samples_proposals(self) -> bool:
+        """Whether proposals are better drawn than the likeliest, above temperature 0."""
+        return self.head.samples
+
+    @property
     def target_layer_ids(self) -> tuple[int, ...]:
-        """The target layers whose outputs are tapped, 0-based."""
+        """The target layers whose outputs are tapped, 0-based; -1 is the embedding's output."""
         return self.config.target_layer_ids
 
     @property
@@ -101,8 +102,16 @@ class DFlashDraft(nn.Module):
     @property
     def reach(self) -> int | None:
         """Context positions that a block can still see; None when it sees all of them."""
-        windows = [self.config.window(i) for i in range(self.config.num_hidden_layers)]
-        return None if None in windows else max(w - 1 for w in windows if w is not None)
+        reach = 0
+        for layer in self.config.layers:
+            if layer.window is None:
+                return None
+            reach = max(reach, layer.window if layer.anchored else layer.window - 1)
+        return reach
+
+    def rope(self, layer: int) -> nn.Module:
+        """Rotary positions of a layer."""
+        return self._ropes[layer]
 
     def limit_context(self, window: int) -> None:
         """Let full-attention layers see only the first few tokens and the last `window` or so.
@@ -130,40 +139,74 @@ class DFlashDraft(nn.Module):
         )
 
     def _group_layers(self) -> None:
-        """Layers of equal window and quantization share a projection and a buffer."""
+        """Layers of equal window, rope and quantization share a projection and a buffer."""
         kinds: dict[tuple, list[int]] = {}
+        ropes = [layer.rope for layer in self.config.layers]
         for i, layer in enumerate(self.layers):
-            a = layer.self_attn
-            kind = (a.window, signature(a.k_proj), signature(a.v_proj))
+            kind = ropes.index(ropes[i]), *kind_of(layer.self_attn)
             kinds.setdefault(kind, []).append(i)
+        self._members = list(kinds.values())
         self._places = [(0, 0)] * len(self.layers)
-        for group, members in enumerate(kinds.values()):
+        for group, members in enumerate(self._members):
             for index, i in enumerate(members):
                 self._places[i] = (group, index)
         self._projections = [
-            ContextProjection([self.layers[i].self_attn for i in members])
-            for members in kinds.values()
+            ContextProjection([self.layers[i].self_attn for i in members], self._apart)
+            for members in self._members
         ]
 
+    @property
+    def _apart(self) -> bool:
+        """Whether context rows go to keys and values layer by layer."""
+        context = self.config.context
+        return context.layer_norms or context.fusion or self.config.attention.fused
+
     def condense(self, features: mx.array) -> mx.array:
-        """Tapped outputs [1, n, taps * H], in the taps' order -> context features [n, H]."""
-        return self.hidden_norm(self.fc(features[0].astype(self.dtype)))
+        """Tapped outputs [1, n, taps * Ht], in the taps' order -> context features [n, F].
+
+        F is H, or layers * H where each layer sees features of its own.
+        """
+        x, context = features[0].astype(self.dtype), self.config.context
+        if context.tap_norms:
+            taps = mx.split(x, len(self.aux_hidden_norms), axis=-1)
+            pairs = zip(self.aux_hidden_norms, taps, strict=True)
+            x = mx.concatenate([norm(tap) for norm, tap in pairs], axis=-1)
+        c = self.fc(x)
+        if context.fusion:
+            shares = mx.softmax(self.layer_fusion_weights, axis=-1)
+            mixed = shares @ x.reshape(x.shape[0], shares.shape[1], -1)
+            return self.hidden_norm(c[:, None] + mixed).reshape(x.shape[0], -1)
+        return self.hidden_norm(c)
 
     def remember(self, context: Context, c: mx.array) -> None:
         """Add the positions that follow `context.offset` to the context, in place.
 
         Args:
             context: of this draft's `make_context`.
-            c: their context features [n, H].
+            c: their context features [n, F], of `condense`.
         """
-        for group, project in zip(context.groups, self._projections, strict=True):
+        kinds = zip(context.groups, self._projections, self._members, strict=True)
+        for group, project, members in kinds:
+            rope = self._ropes[members[0]]
             for start, stop in group.wanted(c.shape[0]):
                 if start < stop:
-                    group.append(*project(c[start:stop], self._rope, context.offset + start))
+                    seen = self._seen(c[start:stop], members)
+                    group.append(*project(seen, rope, context.offset + start))
         context.offset += c.shape[0]
 
+    def _seen(self, c: mx.array, members: Sequence[int]) -> list[mx.array]:
+        """Context features [n, F] as some layers see them, [n, H] each; one where all are alike."""
+        if not self._apart:
+            return [c]
+        if self.config.context.fusion:
+            own = mx.split(c, len(self.layers), axis=-1)
+            return [own[i] for i in members]
+        if self.config.context.layer_norms:
+            return [self.layers[i].input_layernorm(c) for i in members]
+        return [c] * len(members)
+
     def extend(self, context: Context, features: mx.array) -> None:
-        """Add positions to the context by their tapped outputs [1, n, taps * H]."""
+        """Add positions to the context by their tapped outputs [1, n, taps * Ht]."""
         self.remember(context, self.condense(features))
 
     def __call__(self, embeddings: mx.array, context: Context) -> mx.array:
@@ -174,11 +217,13 @@ class DFlashDraft(nn.Module):
             context: all committed positions.
 
         Returns:
-            [1, L, H], row i proposing the token at position context.offset + i.
+            [1, L, H], row i proposing the token at position context.offset + i, or the one behind
+            it where the anchor's row proposes too.
         """
         x = embeddings.astype(self.dtype)
-        for layer, (group, index) in zip(self.layers, self._places, strict=True):
-            x = layer(x, context.groups[group], index, self._rope, context.offset)
+        places = zip(self.layers, self._places, self._ropes, strict=True)
+        for layer, (group, index), rope in places:
+            x = layer(x, context.groups[group], index, rope, context.offset)
         return self.norm(x)
 
     def propose(
@@ -186,8 +231,8 @@ class DFlashDraft(nn.Module):
         anchor: mx.array,
         context: Context,
         count: int,
-        embed: Callable[[mx.array], mx.array],
-        head: Callable[[mx.array], mx.array],
+        embed: Embed,
+        head: Embed,
         choose: Choice,
     ) -> Proposals:
         """One forward: proposals for the `count` positions after the anchor.
@@ -195,20 +240,77 @@ class DFlashDraft(nn.Module):
         Args:
             anchor: [1], the last sampled token; its own features do not exist yet.
             context: all positions before the anchor.
-            count: 1 … block_size - 1.
-            embed: the target's embedding, [1, L] -> [1, L, H].
-            head: the target's head, [1, m, H] -> [1, m, V].
-            choose: picks tokens from logits [m, V].
+            count: 1 … most_proposals.
+            embed: the target's embedding, [1, L] -> [1, L, H]; left aside if the draft has one.
+            head: the target's head, [1, m, H] -> [1, m, V]; left aside if the draft has one.
+            choose: picks tokens from logits [m, V]. A chain calls it row by row, in order, with
+                [1, V]; of a reduced vocabulary, tokens that the draft lacks have -inf.
+
+        Returns:
+            Proposals in the target's ids. Their confidence is a chance, 0 … 1: what the draft's
+            confidence head says, after the sigmoid, or the likelihood of the tokens themselves.
         """
-        embeddings = embed(self._block(anchor))
-        hidden = self(embeddings, context)[:, 1 : count + 1]
-        return choose(self._capped(head(hidden.astype(embeddings.dtype))[0]))
+        embeddings = self._embed_block(anchor, embed)
+        hidden = self(embeddings * self.config.input_scale, context)[0]
+        block = Block(
+            anchor=anchor,
+            before=anchor if context.before is None else mx.array([context.before], anchor.dtype),
+            hidden=hidden,
+            first=self.config.first_row,
+            count=count,
+            logits=lambda h: self._logits(h.astype(embeddings.dtype), head),
+            embed=lambda tokens: self._embed(tokens[None], embed)[0],
+            spread=self._spread,
+            to_target=self._to_target,
+        )
+        proposals = self.head.propose(block, choose)
+        if self.config.confidence:
+            previous = mx.concatenate([anchor, proposals.tokens[:-1].astype(anchor.dtype)])
+            embedded = self.head.embed_previous(previous)
+            proposals.confidence = self.confidence_head(block.rows, embedded)
+        return proposals
 
-    def _block(self, anchor: mx.array) -> mx.array:
-        """The anchor and the masks: [1] -> [1, block_size]."""
-        masks = mx.full((self.block_size - 1,), self.config.mask_token_id, anchor.dtype)
-        return mx.concatenate([anchor, masks])[None]
+    def _embed(self, tokens: mx.array, embed: Embed) -> mx.array:
+        """Tokens [1, L] -> [1, L, H], by the draft's own embedding if it has one."""
+        if not self.config.vocabulary.own_embedding:
+            return embed(tokens)
+        scale = self.config.vocabulary.embedding_scale
+        embedded = self.embed_tokens(tokens)
+        return embedded if scale == 1.0 else embedded * scale
 
-    def _capped(self, logits: mx.array) -> mx.array:
-        cap = self.config.final_logit_softcapping
+    def _embed_block(self, anchor: mx.array, embed: Embed) -> mx.array:
+        """The anchor [1] and the masks: [1, block_size, H]."""
+        masks = self.block_size - 1
+        if not self.config.vocabulary.mask_embedding:
+            filler = mx.full((masks,), self.config.mask_token_id, anchor.dtype)
+            return self._embed(mx.concatenate([anchor, filler])[None], embed)
+        first = self._embed(anchor[None], embed)
+        mask = self.mask_embedding.astype(first.dtype)
+        return mx.concatenate([first, mx.broadcast_to(mask, (1, masks, mask.size))], axis=1)
+
+    def _logits(self, hidden: mx.array, head: Embed) -> mx.array:
+        """Hidden states [n, H] -> base logits [n, Vd]."""
+        config = self.config
+        if not config.vocabulary.own_head:
+            logits = head(hidden[None])[0]
+        elif config.vocabulary.tied:
+            logits = self.embed_tokens.as_linear(hidden)
+        else:
+            logits = self.lm_head(hidden)
+        if config.output_multiplier != 1.0:
+            logits = logits.astype(mx.float32) * config.output_multiplier
+        cap = config.final_logit_softcapping
         return logits if cap is None else mx.tanh(logits / cap) * cap
+
+    def _to_target(self, tokens: mx.array) -> mx.array:
+        """Ids of the draft's own vocabulary -> the target's."""
+        return tokens + self.d2t[tokens] if "d2t" in self else tokens
+
+    def _spread(self, logits: mx.array) -> mx.array:
+        """Logits [n, Vd] -> [n, V], -inf for tokens that a reduced vocabulary lacks."""
+        vocabulary = self.config.vocabulary
+        if vocabulary.draft_size is None:
+            return logits
+        whole = mx.full((logits.shape[0], cast(int, vocabulary.size)), -mx.inf, logits.dtype)
+        whole[:, self._to_target(mx.arange(vocabulary.draft_size))] = logits
+        return whole

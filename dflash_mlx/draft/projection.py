@@ -8,6 +8,8 @@ import mlx.nn as nn
 from dflash_mlx.draft.attention import Attention
 from dflash_mlx.draft.context import LayerGroup
 
+_ARRAYS = ("weight", "scales", "biases", "bias")
+
 
 def signature(linear: nn.Module) -> tuple:
     """What must be equal for two linear layers to be applied as one."""
@@ -30,8 +32,11 @@ class FusedLinear:
             else {}
         )
         self.arrays: dict[str, mx.array] = {}
-        for name in ("weight", "scales", "biases", "bias"):
+        for name in _ARRAYS:
             if first.get(name) is None:
+                continue
+            if len(linears) == 1:
+                self.arrays[name] = first[name]
                 continue
             joined = mx.concatenate([linear[name] for linear in linears])
             mx.eval(joined)
@@ -42,6 +47,13 @@ class FusedLinear:
                 start += rows
             mx.eval([linear[name] for linear in linears])
             self.arrays[name] = joined
+
+    @classmethod
+    def rows(cls, linear: nn.Module, start: int) -> "FusedLinear":
+        """A linear layer without its first outputs."""
+        part = cls([linear])
+        part.arrays = {name: array[start:] for name, array in part.arrays.items()}
+        return part
 
     def __call__(self, x: mx.array) -> mx.array:
         a = self.arrays
@@ -54,29 +66,54 @@ class FusedLinear:
         return out + a["bias"] if "bias" in a else out
 
 
+def kind_of(attention: Attention) -> tuple:
+    """What must be equal for two layers to share a projection and a buffer, but for the rope."""
+    return attention.window, *(signature(linear) for linear in _sources(attention))
+
+
+def _sources(attention: Attention) -> Sequence[nn.Module]:
+    """The linear layers that keys and values come from."""
+    if "qkv_proj" in attention:
+        return [attention.qkv_proj]
+    return [attention.k_proj] + ([attention.v_proj] if "v_proj" in attention else [])
+
+
 class ContextProjection:
     """Keys and values of context features for the layers of one LayerGroup."""
 
-    def __init__(self, layers: Sequence[Attention]):
+    def __init__(self, layers: Sequence[Attention], apart: bool = False):
+        """`apart` where each layer gets features of its own."""
         self.layers = list(layers)
         first = layers[0]
-        self.window = first.window
+        self.window, self.anchored = first.window, first.anchored
         self.kv_heads, self.head_dim = first.kv_heads, first.head_dim
-        keys, values = [a.k_proj for a in layers], [a.v_proj for a in layers]
-        # k_proj and v_proj differ in quantization only where --keep or the checkpoint says so.
-        same = signature(keys[0]) == signature(values[0])
-        self.linears = (
-            [FusedLinear(keys + values)] if same else [FusedLinear(keys), FusedLinear(values)]
+        # A list of products for each input; their results side by side are [keys …, values …].
+        self.products = (
+            [self._products([layer]) for layer in layers] if apart else [self._products(layers)]
         )
         self.norm_weight = mx.stack([a.k_norm.weight for a in layers])[:, None, None, :]
         self.eps = first.k_norm.eps
         self._sources = self._source_arrays()
 
+    @staticmethod
+    def _products(layers: Sequence[Attention]) -> list[FusedLinear]:
+        first = layers[0]
+        if "qkv_proj" in first:
+            start = first.heads * first.head_dim
+            return [FusedLinear.rows(a.qkv_proj, start) for a in layers]
+        keys = [a.k_proj for a in layers]
+        if "v_proj" not in first:
+            return [FusedLinear(keys)]
+        values = [a.v_proj for a in layers]
+        # k_proj and v_proj differ in quantization only where --keep or the checkpoint says so.
+        same = signature(keys[0]) == signature(values[0])
+        return [FusedLinear(keys + values)] if same else [FusedLinear(keys), FusedLinear(values)]
+
     def _source_arrays(self) -> list[mx.array]:
         return [
             array
             for a in self.layers
-            for array in (a.k_proj.weight, a.v_proj.weight, a.k_norm.weight)
+            for array in (*(linear.weight for linear in _sources(a)), a.k_norm.weight)
         ]
 
     @property
@@ -89,14 +126,33 @@ class ContextProjection:
         """Empty buffers for these layers; layers that see everything get the limit, if any."""
         shape = len(self.layers), self.kv_heads, self.head_dim
         if self.window is not None:
-            return LayerGroup(*shape, dtype, self.window - 1)
+            return LayerGroup(*shape, dtype, self.window if self.anchored else self.window - 1)
         return LayerGroup(*shape, dtype, full_limit, 0 if full_limit is None else sinks)
 
-    def __call__(self, c: mx.array, rope: nn.Module, offset: int) -> tuple[mx.array, mx.array]:
-        """Context features [n, H] at positions offset … -> keys, values [layers, Hkv, n, D]."""
-        out = [linear(c) for linear in self.linears]
-        joined = out[0] if len(out) == 1 else mx.concatenate(out, axis=-1)
-        shape = (c.shape[0], 2, len(self.layers), self.kv_heads, self.head_dim)
-        keys, values = joined.reshape(shape).transpose(1, 2, 3, 0, 4)
+    def __call__(
+        self, features: Sequence[mx.array], rope: nn.Module, offset: int
+    ) -> tuple[mx.array, mx.array]:
+        """Context features at positions offset … -> keys and values, both [layers, Hkv, n, D].
+
+        features: [n, H] for all layers, or one for each where they were said to be apart.
+        """
+        parts = [
+            self._split(products, c, len(self.layers) // len(self.products))
+            for products, c in zip(self.products, features, strict=True)
+        ]
+        keys, values = parts[0]
+        if len(parts) > 1:
+            keys = mx.concatenate([part[0] for part in parts])
+            values = mx.concatenate([part[1] for part in parts])
         keys = mx.fast.rms_norm(keys, None, self.eps) * self.norm_weight
-        return rope(keys, offset=offset), values
+        return rope(keys, offset=offset), self.layers[0].normed_values(values)
+
+    def _split(
+        self, products: Sequence[FusedLinear], c: mx.array, layers: int
+    ) -> tuple[mx.array, mx.array]:
+        """Products of c [n, H] -> keys and values of so many layers, [layers, Hkv, n, D]."""
+        out = [linear(c) for linear in products]
+        joined = out[0] if len(out) == 1 else mx.concatenate(out, axis=-1)
+        shape = (c.shape[0], -1, layers, self.kv_heads, self.head_dim)
+        both = joined.reshape(shape).transpose(1, 2, 3, 0, 4)
+        return both[0], both[-1]

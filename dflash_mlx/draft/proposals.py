@@ -1,5 +1,6 @@
 """What a draft hands to the verify: token ids and the distribution they were drawn from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +17,9 @@ class Proposals:
             token was chosen outright (one-hot q).
         support: [m, k] token ids that the columns of `q` stand for when q is sparse; None when
             column v of `q` is token v.
-        confidence: [m] what the draft itself gives each token, for the choice of the verify length;
-            None when it does not say.
+        confidence: [m] how likely the draft thinks each token is to be accepted if those before it
+            were, 0 … 1, for the choice of the verify length: of its confidence head, after the
+            sigmoid, or else what it gives the token itself. None when it does not say.
     """
 
     tokens: mx.array
@@ -35,6 +37,24 @@ class Proposals:
             None if self.support is None else self.support[:m],
             None if self.confidence is None else self.confidence[:m],
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Proposals"]) -> "Proposals":
+        """Blocks one after the other as one."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            mx.concatenate([part.tokens for part in parts]),
+            *(
+                _joined([getattr(part, name) for part in parts])
+                for name in ("q", "support", "confidence")
+            ),
+        )
+
+
+def _joined(arrays: Sequence[mx.array | None]) -> mx.array | None:
+    known = [array for array in arrays if array is not None]
+    return mx.concatenate(known) if len(known) == len(arrays) else None
 
 
 class Choice(Protocol):

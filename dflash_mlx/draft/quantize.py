@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from dflash_mlx.draft.dtype import stored_dtype
+from dflash_mlx.draft.formats import Packaging
 from dflash_mlx.draft.model import DFlashDraft
 from dflash_mlx.errors import CheckpointError, DFlashError
 
@@ -111,6 +112,8 @@ def quantize_draft(
         now = Quantization.of(layer)
         if any(fnmatchcase(path, pattern) for pattern in keep):
             left[path] = "kept"
+        elif layer.weight.shape[0] < 2:
+            left[path] = "one output"
         elif width(layer) % wanted.group_size:
             left[path] = f"{width(layer)} wide, which {wanted.group_size} does not divide"
         elif now is not None and now.bits < wanted.bits:
@@ -146,9 +149,11 @@ def dequantize_draft(draft: DFlashDraft) -> None:
     )
 
 
-def dequantized(layer: nn.Module, dtype: mx.Dtype) -> nn.Linear:
+def dequantized(layer: nn.Module, dtype: mx.Dtype) -> nn.Module:
     """The full-precision layer that a quantized one stands for, lazily."""
-    plain = nn.Linear(1, 1, bias=False)
+    plain: nn.Module = nn.Linear(1, 1, bias=False)
+    if isinstance(layer, nn.QuantizedEmbedding):
+        plain = nn.Embedding(1, 1)
     plain.weight = weight_rows(layer, 0, layer.weight.shape[0]).astype(dtype)
     if "bias" in layer:
         plain.bias = layer.bias
@@ -170,10 +175,13 @@ def weight_rows(layer: nn.Module, start: int, stop: int) -> mx.array:
     )
 
 
-def quantization_block(draft: DFlashDraft) -> dict[str, Any] | None:
+def quantization_block(
+    draft: DFlashDraft, packaging: Packaging | None = None
+) -> dict[str, Any] | None:
     """mlx-lm's `quantization` block for a draft as it is; None when no layer is quantized.
 
-    The commonest settings stand at the top; other layers have their own, or false.
+    The commonest settings stand at the top; other layers have their own, or false, under the
+    packaging's names, or ours where none is given.
     """
     found = {path: Quantization.of(layer) for path, layer in linear_layers(draft)}
     counts = Counter(settings for settings in found.values() if settings is not None)
@@ -183,17 +191,24 @@ def quantization_block(draft: DFlashDraft) -> dict[str, Any] | None:
     block: dict[str, Any] = asdict(common)
     for path, settings in found.items():
         if settings != common:
-            block[path] = False if settings is None else asdict(settings)
+            name = path if packaging is None else packaging.theirs(path)
+            block[name] = False if settings is None else asdict(settings)
     return block
 
 
-def quantize_like(draft: DFlashDraft, block: dict[str, Any], tensors: Container[str]) -> None:
+def quantize_like(
+    draft: DFlashDraft,
+    block: dict[str, Any],
+    tensors: Container[str],
+    packaging: Packaging | None = None,
+) -> None:
     """Give a draft the quantized layers that a checkpoint has, for its weights to be loaded into.
 
     Args:
         draft: at full precision; changed in place.
         block: the config's `quantization`, with settings of single layers under their paths.
-        tensors: names in the checkpoint; a layer with scales among them is quantized.
+        tensors: names in the checkpoint, ours; a layer with scales among them is quantized.
+        packaging: whose names the block uses; None for ours.
 
     Raises:
         CheckpointError: settings that MLX does not have.
@@ -202,6 +217,8 @@ def quantize_like(draft: DFlashDraft, block: dict[str, Any], tensors: Container[
     def settings(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if not hasattr(module, "to_quantized") or f"{path}.scales" not in tensors:
             return False
+        if packaging is not None:
+            path = packaging.theirs(path)
         own = block.get(path, block.get(f"model.{path}", True))
         return dict(own) if isinstance(own, dict) else bool(own)
 

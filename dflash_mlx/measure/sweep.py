@@ -29,9 +29,8 @@ class Sweep:
         return asdict(self)
 
 
-def lengths_to_sweep(block_size: int) -> list[int]:
-    """Verify lengths worth measuring for a draft: all of a short block, some of a long one."""
-    most = block_size - 1
+def lengths_to_sweep(most: int) -> list[int]:
+    """Verify lengths worth measuring of so many proposals at most: all of a few, some of many."""
     return [n for n in range(1, most + 1) if n <= 8 or n % 2 == 0 or n == most]
 
 

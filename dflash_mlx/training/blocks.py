@@ -77,10 +77,10 @@ def block_states(
     context = draft.hidden_norm(draft.fc(features.astype(draft.dtype)))
     x = embeddings.astype(draft.dtype).reshape(batch * count, rows, -1)
     positions = anchors[:, :, None] + mx.arange(rows)
-    for layer in draft.layers:
+    for i, layer in enumerate(draft.layers):
         attention = layer.self_attn
         u = layer.input_layernorm(x)
-        x = x + _attend(attention, u, context, positions, anchors, draft._rope)
+        x = x + _attend(attention, u, context, positions, anchors, draft.rope(i))
         u = layer.post_attention_layernorm(x)
         mlp = layer.mlp
         x = x + mlp.down_proj(fast_math.silu(mlp.gate_proj(u)) * mlp.up_proj(u))

@@ -5,8 +5,9 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from dflash_mlx.draft import DraftConfig
-from dflash_mlx.draft.config import DFLASH1, default_target_layer_ids
+from dflash_mlx.draft.formats import draft_config
+from dflash_mlx.draft.formats.fields import default_target_layer_ids
+from dflash_mlx.draft.formats.zlab import DFLASH1
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.target import TargetView
 
@@ -74,7 +75,7 @@ def design_draft(
     }
     if text.get("final_logit_softcapping") is not None:
         config["final_logit_softcapping"] = text["final_logit_softcapping"]
-    DraftConfig.from_dict(config)
+    draft_config(config)
     return config
 
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.conversation.template import Template
 from dflash_mlx.decode.interrupts import Interrupts
-from dflash_mlx.draft import DFlash2Draft, DFlashDraft
+from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.draft.dtype import is_quantized
 from dflash_mlx.errors import DFlashError, said
 from dflash_mlx.pairs import check_pair
@@ -230,8 +230,11 @@ class Training:
         if plan.init is not None:
             directory = resolve(plan.init, draft=True)
             draft = load_draft(directory)
-            if isinstance(draft, DFlash2Draft):
-                raise DFlashError(f"{plan.init} is a DFlash 2 draft; training knows DFlash 1 only.")
+            if not draft.config.is_dflash1:
+                raise DFlashError(
+                    f"{plan.init} is a draft of the format {draft.config.packaging}; training "
+                    "knows DFlash 1 only."
+                )
             if is_quantized(draft):
                 raise DFlashError(
                     f"{plan.init} is quantized, and what is quantized cannot be trained; go on "

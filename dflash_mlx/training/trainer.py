@@ -13,7 +13,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from dflash_mlx.draft.config import DraftConfig
+from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.draft.model import DFlashDraft
 from dflash_mlx.target import TargetView
 from dflash_mlx.training.batches import Batch, Sample, batches, collate
@@ -243,7 +243,7 @@ def new_draft(config: Mapping[str, Any], final_norm: mx.array | None, seed: int)
     lower than from ones, because the target's head expects states of that size.
     """
     mx.random.seed(seed)
-    draft = DFlashDraft(DraftConfig.from_dict(config))
+    draft = DFlashDraft(draft_config(config))
     if final_norm is not None:
         draft.norm.weight = mx.array(final_norm.astype(mx.float32))
     mx.eval(draft.parameters())

@@ -1,0 +1,11 @@
+"""DFlash 1: each row stands alone."""
+
+from dflash_mlx.draft.heads.block import Block, Head
+from dflash_mlx.draft.proposals import Choice, Proposals
+
+
+class PlainRows(Head):
+    """The base logits are what is chosen from."""
+
+    def propose(self, block: Block, choose: Choice) -> Proposals:
+        return choose(block.spread(block.logits(block.rows)))
