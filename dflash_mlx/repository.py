@@ -20,7 +20,7 @@ from dflash_mlx.safetensors import tensor_shapes
 
 _DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICEN[CS]E*", "NOTICE*"]
 # What the class names of drafts have, those that are refused among them.
-_DRAFT_WORDS = ("DFlash", "DSpark", "DFly", "Domino", "Assistant", "Eagle", "EAGLE")
+_DRAFT_WORDS = ("DFlash", "DSpark", "DFly", "Domino", "AssistantModel", "Eagle", "EAGLE")
 _TARGET_FILES = [
     "*.json",
     "model*.safetensors",
@@ -110,12 +110,16 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def is_draft_config(config: dict[str, Any]) -> bool:
     """Whether a config.json describes a draft rather than a target."""
-    names = config.get("architectures") or []
+    names = config.get("architectures")
     return (
         "dflash_config" in config
         or config.get("speculators_model_type") is not None
-        or any(word in str(name) for name in names for word in _DRAFT_WORDS)
+        or any(word in str(name) for name in _list(names) for word in _DRAFT_WORDS)
     )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def weight_files(directory: Path) -> dict[Path, dict[str, list[int]]]:
