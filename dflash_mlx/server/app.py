@@ -17,6 +17,7 @@ from starlette.routing import Route
 from dflash_mlx.server import chat_completions, completions, messages, responses
 from dflash_mlx.server.fields import Fields
 from dflash_mlx.server.models import described
+from dflash_mlx.server.page import page
 from dflash_mlx.server.protection import Guard, Protection, too_large
 from dflash_mlx.server.refusal import Refusal, failed
 from dflash_mlx.server.replies import EventStream, Whole, refused
@@ -47,6 +48,7 @@ def create_app(service: Service, protection: Protection) -> Starlette:
 
     return Starlette(
         routes=[
+            Route("/", page),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.complete, methods=["POST"]),
             Route("/v1/messages", routes.message, methods=["POST"]),
