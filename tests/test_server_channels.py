@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
+from dflash_mlx.conversation.harmony import Messages
 from dflash_mlx.server.calls import Call, reader
-from dflash_mlx.server.channels import Channels, Splitter, Text, joined
+from dflash_mlx.server.channels import Channels, Text, joined
 from dflash_mlx.server.formats import transitions
+from dflash_mlx.server.splitting import HarmonySplitter, MarkerSplitter
 
 TOOLS = [
     {
@@ -122,13 +124,11 @@ def harmony() -> Any:
 
 def read(tokenizer: Any, tokens: list[str], state: str = "text", **options: Any) -> Any:
     """All pieces of an answer, neighbours joined; and the channels."""
-    channels = Channels(
-        Letters(),
-        transitions(tokenizer, True),
-        state,
-        read_calls=reader(tokenizer, TOOLS),
-        **options,
-    )
+    splitter: Any = MarkerSplitter(transitions(tokenizer, True), state)
+    if state == "header":
+        splitter = HarmonySplitter(Messages(opened="<|start|>assistant "))
+    read_calls = reader(tokenizer, TOOLS)
+    channels = Channels(Letters(), splitter, read_calls=read_calls, **options)
     pieces = [piece for token in tokens for piece in channels.feed([token])]
     return joined(pieces + channels.finish(True)), channels
 
@@ -184,7 +184,7 @@ def test_the_markers_are_those_of_mlx_lm(name: str) -> None:
     machine = make_text_state_machine(tokenizer)
     _, theirs = TextStateMachine.split(machine.make_state("normal"), text)
     names = {"normal": "text", "reasoning": "thinking", "tool": "tool"}
-    splitter = Splitter(transitions(tokenizer, True), "text")
+    splitter = MarkerSplitter(transitions(tokenizer, True), "text")
     ours = [(state, part) for state, part, _ in splitter.feed(text, last=True) if part]
     assert ours == [(names[state], part) for state, part in theirs if part]
 
@@ -233,8 +233,8 @@ def test_what_is_no_call_stays_text(text: str) -> None:
 def test_a_call_that_the_limit_cuts_off_is_text(name: str) -> None:
     tokenizer = writer(name)
     text = WRITTEN[name][:-3]
-    read_calls = reader(tokenizer, TOOLS)
-    channels = Channels(Letters(), transitions(tokenizer, True), "text", read_calls=read_calls)
+    splitter = MarkerSplitter(transitions(tokenizer, True), "text")
+    channels = Channels(Letters(), splitter, read_calls=reader(tokenizer, TOOLS))
     pieces: Any = channels.feed([text]) + channels.finish(False)
     assert "".join(piece.text for piece in pieces) == text
     assert not channels.called

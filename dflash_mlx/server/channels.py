@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dflash_mlx.server.calls import Call
-from dflash_mlx.server.formats import HEADER, TEXT, THINKING, TOOL, Transitions, called
-from dflash_mlx.stop_strings import StopStrings, beginning_of
+from dflash_mlx.server.formats import HEADER, TEXT, THINKING, TOOL, called
+from dflash_mlx.server.splitting import Splitter
+from dflash_mlx.stop_strings import StopStrings
 
 log = logging.getLogger("dflash_mlx.server")
 
@@ -69,42 +70,6 @@ class Origins:
         return taken
 
 
-class Splitter:
-    """Cuts streamed text at markers: `feed` gives (state, text, marker).
-
-    Text is given once no marker can begin in it; a marker, once complete, with the state that it
-    ends.
-    """
-
-    def __init__(self, transitions: Transitions, state: str):
-        self._transitions, self.state = transitions, state
-        self._held, self._before = "", ""
-
-    def feed(self, text: str, *, last: bool = False) -> Iterator[tuple[str, str, str]]:
-        self._held += text
-        while True:
-            edges = self._transitions[self.state]
-            found = [(self._held.find(m), -len(m), m, to) for m, to in edges if m in self._held]
-            if not found:
-                break
-            at, _, marker, to = min(found, key=lambda f: f[:2])
-            if at:
-                yield self.state, self._give(at), ""
-            self._held = self._held[len(marker) :]
-            before, self._before = self._before, ""
-            ended, self.state = self.state, to if isinstance(to, str) else to(before)
-            yield ended, "", marker
-        waiting = 0 if last else beginning_of([m for m, _ in edges], self._held)
-        if len(self._held) > waiting:
-            yield self.state, self._give(len(self._held) - waiting), ""
-
-    def _give(self, length: int) -> str:
-        text, self._held = self._held[:length], self._held[length:]
-        if any(callable(to) for _, to in self._transitions[self.state]):
-            self._before += text
-        return text
-
-
 class Channels:
     """Turns an answer's tokens into pieces, as they come.
 
@@ -121,8 +86,7 @@ class Channels:
     def __init__(
         self,
         detokenizer: Any,
-        transitions: Transitions,
-        state: str,
+        splitter: Splitter,
         *,
         begun: str = "",
         read_calls: Callable[[str, str], list[Call]] | None = None,
@@ -133,21 +97,21 @@ class Channels:
 
         Args:
             detokenizer: mlx_lm's, fresh.
-            transitions, state: see `formats`.
+            splitter: tells the parts of this model's answers apart.
             begun: text of the answer that the prompt already holds.
             read_calls: see `calls.reader`; None where no calls are wanted.
             stop: strings that end the text.
             one_call: end the answer behind its first call.
         """
         self._detokenizer = detokenizer
-        self._splitter = Splitter(transitions, state)
+        self._splitter = splitter
         self._read_calls, self._one_call = read_calls, one_call
         self._strings = tuple(stop)
         self._stop = StopStrings(stop)
         # Origins of what waits in the splitter, in the stop strings, and as white space.
         self._split, self._unstopped, self._shown = Origins(), Origins(), Origins()
         self._thought, self._spaces = _Trimmed(), ""
-        self._behind_part = state == THINKING
+        self._behind_part = splitter.state == THINKING
         self._call, self._opened = "", ""
         self._count = 0
         self.stopped_by: str | None = None
@@ -191,8 +155,8 @@ class Channels:
         for state, part, marker in self._splitter.feed(text, last=last):
             if self.stopped_at is not None:
                 return
-            runs = self._split.take(len(part) + len(marker))
-            if marker:
+            runs = self._split.take(len(part) + len(marker or ""))
+            if marker is not None:
                 yield from self._switch(state, marker, runs)
             elif state == TEXT:
                 yield from self._answer(part, runs)

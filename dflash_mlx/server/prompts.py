@@ -11,7 +11,7 @@ from dflash_mlx.api import encode
 from dflash_mlx.conversation import Message, Template
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.server.asks import Ask
-from dflash_mlx.server.formats import HEADER, THINKING, can_call, initial, is_harmony
+from dflash_mlx.server.formats import TEXT, THINKING, can_call, initial, speaks_only_harmony
 from dflash_mlx.server.refusal import Refusal
 
 _SOME_NAME = "some_function_name"
@@ -57,7 +57,7 @@ class Prompts:
         """
         try:
             if ask.messages is None:
-                return Prompt(encode(self._tokenizer, ask.prompt or ""), (), "text")
+                return Prompt(encode(self._tokenizer, ask.prompt or ""), (), TEXT)
             return self._conversation(ask, ask.messages)
         except DFlashError as error:
             param = "prompt" if ask.messages is None else "messages"
@@ -90,7 +90,7 @@ class Prompts:
         if ask.tools.choice in ("required", "named"):
             closed, begun = self._opening(template, ask, messages, state)
             tokens = self._encode(text + closed + begun)
-            state = HEADER if state == HEADER else "text"
+            state = TEXT
         # The last token is always run, since it gives the first logits.
         inside = {min(boundary, len(tokens) - 1) for boundary in boundaries}
         return Prompt(tokens, tuple(sorted(b for b in inside if b > 0)), state, begun)
@@ -151,9 +151,10 @@ class Prompts:
         The template is asked how it writes a call, so that the name stands where it belongs.
         """
         tokenizer, name = self._tokenizer, ask.tools.name
-        if is_harmony(tokenizer) and not tokenizer.has_thinking:
+        if speaks_only_harmony(tokenizer):
+            # Which call has begun is read from the prompt there.
             to = f"{name} <|constrain|>json<|message|>" if name else ""
-            return "", f"<|channel|>commentary to=functions.{to}"
+            return f"<|channel|>commentary to=functions.{to}", ""
         closed = f"\n{tokenizer.think_end}\n\n" if state == THINKING else ""
         start = tokenizer.tool_call_start
         if not name:

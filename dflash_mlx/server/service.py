@@ -12,11 +12,12 @@ from dflash_mlx.server.asks import Ask
 from dflash_mlx.server.calls import reader
 from dflash_mlx.server.channels import Channels
 from dflash_mlx.server.exchange import Exchange
-from dflash_mlx.server.formats import thinking_end, transitions
+from dflash_mlx.server.formats import TEXT, thinking_end
 from dflash_mlx.server.job import Busy, Job, Sampling, TooLong
 from dflash_mlx.server.metrics import Counts
 from dflash_mlx.server.prompts import Prompt, Prompts
 from dflash_mlx.server.refusal import Refusal
+from dflash_mlx.server.splitting import MarkerSplitter, Splitter, splitter
 from dflash_mlx.server.structured import Grammar
 
 log = logging.getLogger("dflash_mlx.server")
@@ -127,14 +128,19 @@ class Service:
         tokenizer, tools = self.prompts.tokenizer, ask.tools.usable
         channels = Channels(
             tokenizer.detokenizer,
-            {"text": []} if ask.messages is None else transitions(tokenizer, bool(tools)),
-            prompt.state,
+            self._splitter(ask, prompt),
             begun=prompt.begun,
             read_calls=reader(tokenizer, tools) if tools else None,
             stop=ask.stop,
             one_call=not ask.tools.parallel or ask.tools.choice == "named",
         )
         return Exchange(ask, prompt, channels, tokenizer.eos_token_ids, self.idle)
+
+    def _splitter(self, ask: Ask, prompt: Prompt) -> Splitter:
+        if ask.messages is None:
+            return MarkerSplitter({TEXT: []}, TEXT)
+        tools = bool(ask.tools.usable)
+        return splitter(self.prompts.tokenizer, prompt.tokens, prompt.state, tools)
 
     def _grammar(self, ask: Ask, prompt: Prompt) -> Grammar | None:
         """What rules the text, beginning behind the thinking where the prompt begins some."""
