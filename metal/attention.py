@@ -1,5 +1,6 @@
 """Masked-block attention: one block of queries over a cached context and over itself."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -60,22 +61,35 @@ def block_attention(
     return _with_plain_gradient(attention, arrays, options)
 
 
-def _with_plain_gradient(attention, arrays, options):
+def _with_plain_gradient(
+    attention: Callable[..., mx.array],
+    arrays: tuple[mx.array | None, ...],
+    options: dict[str, Any],
+) -> mx.array:
     """A kernel has no gradient: whoever differentiates the call gets that of plain MLX."""
     given = [x for x in arrays if x is not None]
 
-    @mx.custom_function
-    def run(*given):
+    def attend(*given: mx.array) -> mx.array:
         return attention(*given, **options)
 
+    run: Any = mx.custom_function(attend)
+
     @run.vjp
-    def backward(given, cotangent, _):
+    def backward(given: Any, cotangent: mx.array, _: mx.array) -> Any:
         return mx.vjp(lambda *x: plain_block_attention(*x, **options), given, [cotangent])[1]
 
     return run(*given)
 
 
-def _check(queries, context_keys, context_values, block_keys, block_values, length, visible):
+def _check(
+    queries: mx.array,
+    context_keys: mx.array,
+    context_values: mx.array,
+    block_keys: mx.array | None,
+    block_values: mx.array | None,
+    length: int,
+    visible: mx.array | None,
+) -> None:
     batch, heads, rows, dim = queries.shape
     kv_batch, kv_heads, capacity, kv_dim = context_keys.shape
     if context_values.shape != context_keys.shape or (kv_batch, kv_dim) != (batch, dim):

@@ -63,7 +63,16 @@ def plain_block_attention(
     )
 
 
-def _apart(queries, context_keys, context_values, block_keys, block_values, masks, scale, sinks):
+def _apart(
+    queries: mx.array,
+    context_keys: mx.array,
+    context_values: mx.array,
+    block_keys: mx.array,
+    block_values: mx.array,
+    masks: tuple[mx.array | None, mx.array | None],
+    scale: float,
+    sinks: mx.array | None,
+) -> mx.array:
     """Attention to context and block, merged in the softmax instead of in memory.
 
     The small scores are joined, never the keys and values. The query heads that share a KV
@@ -103,7 +112,9 @@ def _window_mask(length: int, seen: int, window: int) -> mx.array:
     return mx.array(distance < window)
 
 
-def _joined_mask(context, visible, length, seen):
+def _joined_mask(
+    context: mx.array | None, visible: mx.array | None, length: int, seen: int
+) -> mx.array | None:
     """One mask [L, seen + L] of context and block, or None where nothing is hidden."""
     if context is None and visible is None:
         return None

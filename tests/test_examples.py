@@ -1,0 +1,78 @@
+"""The scripts under examples/ run as they stand, and say what their first lines promise."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm
+import pytest
+from mlx_lm.sample_utils import make_sampler
+
+from dflash_mlx.demo import demo_paths
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SHOP = "Hello, I am Zokkim from Tunremisk."
+
+
+def output(name: str, stdin: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)], input=stdin, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return mlx_lm.load(str(demo_paths()[0]))
+
+
+def prompt_of(tokenizer, *said: str) -> list[int]:
+    messages = [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)
+    ]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def test_the_chat_loop_answers_as_the_target_alone_would(plain):
+    model, tokenizer = plain
+    first, second, *_ = re.findall(r"> (.+)\n\[acceptance", output("chat_loop.py", f"{SHOP}\n" * 2))
+    assert first == mlx_lm.generate(model, tokenizer, prompt_of(tokenizer, SHOP))
+    assert second == mlx_lm.generate(model, tokenizer, prompt_of(tokenizer, SHOP, first, SHOP))
+
+
+def test_processors_change_the_text_as_in_mlx_lm(plain):
+    model, tokenizer = plain
+    texts = output("logits_processors.py")
+    prompt = prompt_of(tokenizer, "Hello, I am Mira from Tolvek.")
+    mx.random.seed(7)
+    sampler = make_sampler(0.7, top_p=0.95)
+    first = mlx_lm.generate(model, tokenizer, prompt, max_tokens=60, sampler=sampler)
+    assert texts.startswith(f"{first}\n")
+    assert "," not in texts.split("\n", 1)[1].rsplit("\n", 2)[0]
+
+
+def test_every_turn_runs_only_what_is_new(plain):
+    _, tokenizer = plain
+    text = output("several_turns.py")
+    answers = re.findall(r"^(.+)\n\[(\d+) of (\d+) prompt tokens run\]", text, re.MULTILINE)
+    assert len(answers) == 3
+    said: list[str] = []
+    before = 0
+    for asked, (answer, new, total) in zip(
+        (
+            "Hello, I am Mira from Tolvek.",
+            "Please give me 14 green candles.",
+            "No, send them to Kroze.",
+        ),
+        answers,
+        strict=True,
+    ):
+        said.append(asked)
+        prompt = prompt_of(tokenizer, *said)
+        assert int(total) == len(prompt)
+        assert int(new) == len(prompt) - before
+        said.append(answer)
+        before = len(prompt) + len(tokenizer.encode(answer, add_special_tokens=False)) + 1
