@@ -129,7 +129,6 @@ def bench(
     draft_revision: options.DraftRevision = None,
     draft_bits: options.DraftBits = None,
     draft_window: options.DraftWindow = None,
-    draft_rows: options.DraftRows = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -166,7 +165,6 @@ def bench(
         tuple(extra_eos_token or ()),
         draft_bits,
         draft_window,
-        draft_rows,
     )
     loaded = load_pair(pair)
     template = loaded.template(system_prompt, think, chat_template_config, ignore_chat_template)

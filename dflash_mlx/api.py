@@ -13,21 +13,17 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.decode import (
-    AdaptiveLength,
     BorrowedCache,
     Decoder,
-    FixedLength,
-    Learned,
     LogitsProcessor,
     Options,
     PromptCache,
     Sampler,
     costs_file,
-    kept_costs,
-    measure_costs,
 )
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.policy import AdaptiveLength, Costs, CostsFile, FixedLength, Learned
 from dflash_mlx.stop_strings import StopStrings
 from dflash_mlx.target_checkpoint import load_target
 
@@ -80,7 +76,6 @@ def load(
     draft_revision: str | None = None,
     draft_bits: int | None = None,
     draft_window: int | None = None,
-    draft_rows: str | None = None,
     tokenizer_config: dict[str, Any] | None = None,
     model_config: dict[str, Any] | None = None,
     adapter_path: str | None = None,
@@ -97,8 +92,6 @@ def load(
         draft_window: let the draft's full-attention layers see only the first few tokens and about
             this many of the last ones, so that a long context does not slow drafting down. The text
             stays the same; acceptance may fall.
-        draft_rows: which rows of the draft's block propose, "anchor" or "fill"; None takes what its
-            files say. See `load_draft`.
         tokenizer_config, model_config, adapter_path, lazy, trust_remote_code: as in mlx_lm's load.
 
     Raises:
@@ -120,9 +113,7 @@ def load(
         lazy=lazy,
         trust_remote_code=trust_remote_code,
     )
-    drafter = load_draft(
-        draft, revision=draft_revision, bits=draft_bits, lazy=lazy, rows=draft_rows
-    )
+    drafter = load_draft(draft, revision=draft_revision, bits=draft_bits, lazy=lazy)
     if draft_window is not None:
         drafter.limit_context(draft_window)
     return SpeculativeModel(target, drafter), tokenizer
@@ -140,6 +131,7 @@ def stream_generate(
     max_tokens: int = 256,
     *,
     verify_length: int | str | None = "auto",
+    costs: Costs | None = None,
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
     prompt_cache: PromptCache | list[Any] | None = None,
@@ -160,9 +152,11 @@ def stream_generate(
         prompt: text, token ids [n] or a list of them; with a prompt cache, its continuation.
         max_tokens: the most tokens to emit; -1 for no limit.
         verify_length: "auto" decides in every cycle whether drafting pays, and how many proposals
-            to verify, from measured costs and expected acceptance; the very first use of a pair on
-            a machine measures for about a second. A number, 1 to `model.draft.most_proposals`,
-            always verifies so many; "off" or 0 decodes plainly; None verifies the whole block.
+            to verify, from what cycles cost and what was accepted so far. A number, 1 to
+            `model.draft.most_proposals`, always verifies so many; "off" or 0 decodes plainly; None
+            verifies the whole block.
+        costs: what "auto" shall believe of the machine, rather than what it measures; frozen, they
+            make its decisions depend on the text alone.
         sampler: log-probabilities [1, V] -> token [1]; None is greedy. One from our `make_sampler`
             accepts more proposals than another, both exactly.
         logits_processors: each (tokens [n], logits [1, V]) -> logits [1, V].
@@ -220,7 +214,12 @@ def stream_generate(
     )
     with wired_limit(model.target, [cast(mx.Stream, generation_stream)]):
         decoder = make_decoder(
-            model, cache, options, verify_length, keep_cache=prompt_cache is not None
+            model,
+            cache,
+            options,
+            verify_length,
+            costs=costs,
+            keep_cache=prompt_cache is not None,
         )
         yield from _responses(decoder, tokenizer, prompt, refill, stops)
 
@@ -231,12 +230,13 @@ def make_decoder(
     options: Options,
     verify_length: int | str | None = "auto",
     *,
+    costs: Costs | None = None,
     keep_cache: bool = True,
 ) -> Decoder:
     """One generation on a cache, for callers that run it step by step.
 
     Args:
-        verify_length: as for `stream_generate`.
+        verify_length, costs: as for `stream_generate`.
         keep_cache: whether the cache is wanted afterwards.
 
     Raises:
@@ -247,7 +247,7 @@ def make_decoder(
         model.view,
         model.draft,
         cache,
-        _adaptive_length(model) if fixed is None else FixedLength(fixed),
+        _adaptive_length(model, costs) if fixed is None else FixedLength(fixed),
         options,
         drafting=fixed != 0,
         keep_cache=keep_cache,
@@ -374,14 +374,11 @@ def _fixed_length(verify_length: int | str | None, most: int) -> int | None:
     return verify_length
 
 
-def _adaptive_length(model: SpeculativeModel) -> AdaptiveLength:
-    """A strategy for one generation, which knows what the earlier ones learned."""
+def _adaptive_length(model: SpeculativeModel, costs: Costs | None) -> AdaptiveLength:
+    """A policy for one generation, which knows what the earlier ones learned."""
     most = model.draft.most_proposals
+    if costs is not None:
+        return AdaptiveLength(Learned(most, costs=costs))
     if model.learned is None:
-        costs = kept_costs(
-            costs_file(model.target, model.draft),
-            most + 1,
-            lambda: measure_costs(model.view, model.draft),
-        )
-        model.learned = Learned(costs, most)
+        model.learned = Learned(most, CostsFile(costs_file(model.target, model.draft)))
     return AdaptiveLength(model.learned)

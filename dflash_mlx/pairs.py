@@ -4,10 +4,10 @@ from typing import Any, NoReturn
 
 import mlx.nn as nn
 
-from dflash_mlx.decode.adaptive import Learned
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.errors import InvalidCache, PairError
+from dflash_mlx.policy import Learned
 from dflash_mlx.target import TargetView
 
 _NO_MODEL = (

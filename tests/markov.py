@@ -5,8 +5,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from dflash_mlx.decode import Decoder, FixedLength, Options, PromptCache, VerifyLength
+from dflash_mlx.decode import Decoder, Options, PromptCache
 from dflash_mlx.draft import Context, Proposals
+from dflash_mlx.policy import FixedLength, Policy
 
 VOCAB = 6
 
@@ -107,7 +108,7 @@ def chain(
     table: np.ndarray,
     length: int,
     seed: int,
-    strategy: VerifyLength | None = None,
+    strategy: Policy | None = None,
     **options: Any,
 ) -> list[int]:
     """`length` tokens through the real decode loop."""

@@ -8,9 +8,10 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from dflash_mlx import SpeculativeModel, load_draft, make_sampler
-from dflash_mlx.decode import Decoder, FixedLength, Options
+from dflash_mlx.decode import Decoder, Options
 from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.draft.heads.selector import CandidateSelector
+from dflash_mlx.policy import FixedLength
 from dflash_mlx.target import TargetView
 from tests import draft_checkpoints as published
 from tests.families.models import VOCAB, build

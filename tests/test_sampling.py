@@ -15,8 +15,8 @@ from mlx_lm.sample_utils import make_sampler as mlx_lm_sampler
 from dflash_mlx import make_sampler
 from dflash_mlx.decode import acceptance, loop
 from dflash_mlx.decode.sampling import Drawn
-from dflash_mlx.decode.schedule import Cycle
 from dflash_mlx.draft import Proposals
+from dflash_mlx.policy import Cycle
 from tests.markov import (
     VOCAB,
     TableDraft,
@@ -147,7 +147,7 @@ class ByConfidence:
 
     learns = True
 
-    def choose(self, most: int, context: int, narrows: bool = True) -> int:
+    def choose(self, most: int, context: int) -> int:
         return min(3, most)
 
     def narrow(self, read: Callable[[], Sequence[float]]) -> int:

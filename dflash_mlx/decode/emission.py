@@ -27,7 +27,7 @@ class Emission:
         accepted: how many of the tokens were proposals; they come first.
         proposed: how many proposals were verified.
         forwards: what the forward counts for; 0 for the prefill's.
-        drafted: whether the cycle had a draft forward.
+        drafted: proposals drafted in the cycle; 0 for a plain one.
         context: tokens in the target's cache when the forward began.
         confidence: of all proposals drafted, [>= proposed], where the draft says.
         read: whether the host read the confidence before it queued the verify.
@@ -38,7 +38,7 @@ class Emission:
     accepted: int = 0
     proposed: int = 0
     forwards: int = 1
-    drafted: bool = False
+    drafted: int = 0
     context: int = 0
     confidence: mx.array | None = None
     read: bool = False

@@ -21,10 +21,10 @@ from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.decode.phases import phase
 from dflash_mlx.decode.sampling import Drawn, Likeliest, Sampler, VisibleSampler
-from dflash_mlx.decode.schedule import Cycle, VerifyLength
 from dflash_mlx.decode.statistics import Statistics
 from dflash_mlx.draft import Choice, DFlashDraft, Proposals
 from dflash_mlx.errors import UnsupportedTarget
+from dflash_mlx.policy import Cycle, Policy
 from dflash_mlx.target import TargetView, Transaction
 
 
@@ -68,14 +68,15 @@ class Decoder:
         view: TargetView,
         draft: DFlashDraft,
         cache: PromptCache,
-        length: VerifyLength,
+        policy: Policy,
         options: Options,
         *,
         drafting: bool,
         keep_cache: bool,
+        clock: CycleClock | None = None,
     ):
         self.view, self.draft, self.cache = view, draft, cache
-        self.length, self.options, self.keep_cache = length, options, keep_cache
+        self.policy, self.options, self.keep_cache = policy, options, keep_cache
         self.statistics = Statistics()
         self.finished = False
         sampler = options.sampler
@@ -90,7 +91,7 @@ class Decoder:
         self._taps: Sequence[int] = draft.target_layer_ids if drafting or keep_cache else ()
         self._feed = ContextFeed(draft, cache.context)
         self._interrupts = Interrupts()
-        self._clock = CycleClock()
+        self._clock = clock or CycleClock()
         self._transaction: Transaction | None = None
         self._verified = 0
         self._taken = False
@@ -142,9 +143,7 @@ class Decoder:
                     proposals = following = None
                     with phase("choice"):
                         self._learn(waiting)
-                        count = self.length.choose(
-                            self._most_proposals(waiting), self._rows, self._narrows
-                        )
+                        count = self.policy.choose(self._most_proposals(waiting), self._rows)
                     if count:
                         self.cache.context.before = self._before(waiting)
                         proposals = self.propose(anchor, count)
@@ -224,7 +223,7 @@ class Decoder:
             proposals = self.draft.propose(
                 anchor, self.cache.context, count, self.view.embed, self.view.head, self._choose
             )
-            if self.length.learns and proposals.confidence is not None:
+            if self.policy.learns and proposals.confidence is not None:
                 _queue(proposals.tokens, proposals.confidence)
             else:
                 _queue(proposals.tokens)
@@ -241,9 +240,9 @@ class Decoder:
                 return _floats(confidence)
 
         with phase("choice"):
-            m = self.length.narrow(confidences) if self._narrows else proposals.tokens.size
+            m = self.policy.narrow(confidences if self._narrows else list)
         judged = self.verify(anchor, proposals.first(m)) if m else self.plain_forward(anchor)
-        judged.drafted, judged.context = True, context
+        judged.drafted, judged.context = proposals.tokens.size, context
         judged.confidence, judged.read = confidence, read
         return judged
 
@@ -329,7 +328,7 @@ class Decoder:
 
     def close(self) -> None:
         """Leave a kept cache standing for the tokens that were emitted, however it ended."""
-        self.length.finish()
+        self.policy.finish()
         if not self.cache.valid:
             return
         self.commit()
@@ -343,29 +342,22 @@ class Decoder:
             mx.eval([c.state for c in self.cache.target], self.cache.context.arrays)
 
     def _learn(self, waiting: Emission, read: bool = False, followed: bool = False) -> None:
-        """Tell the strategy how a cycle went, as soon as its tokens are known."""
-        if not self.length.learns or (waiting.known is None and not read):
+        """Tell the policy how a cycle went, as soon as its tokens are known."""
+        if not self.policy.learns or (waiting.known is None and not read):
             return
-        seconds = None
-        if followed and not waiting.drafted:
-            self._clock.join()
-        else:
-            seconds = self._clock.lap(waiting.drafted)
-        if not waiting.forwards:
-            return
-        confidence = waiting.confidence
-        self.length.observe(
-            Cycle(
-                waiting.context,
-                waiting.proposed if waiting.drafted else None,
-                waiting.accepted,
-                seconds,
-                None if confidence is None else _floats(confidence),
-                waiting.read,
-                self._clock.joined,
-                self._clock.changed,
+        lap = self._clock.lap(waiting.drafted > 0, followed)
+        if waiting.forwards:
+            self.policy.observe(
+                Cycle(
+                    waiting.context,
+                    lap,
+                    waiting.drafted,
+                    waiting.proposed,
+                    waiting.accepted,
+                    _floats(waiting.confidence),
+                    waiting.read,
+                )
             )
-        )
 
     def _forward(self, tokens: mx.array, taps: Sequence[int]) -> mx.array:
         """A forward whose rows [n] all stay: logits [1, n, V]."""

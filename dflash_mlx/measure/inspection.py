@@ -71,11 +71,7 @@ class DraftReport:
 
 
 def inspect(
-    path_or_repo: str | Path,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    rows: str | None = None,
+    path_or_repo: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> TargetReport | DraftReport:
     """Look at a target or a draft, a directory or a hub id.
 
@@ -85,7 +81,7 @@ def inspect(
     """
     config = read_config(resolve(path_or_repo, revision))
     if is_draft_config(config):
-        draft = load_draft(path_or_repo, revision=revision, lazy=True, rows=rows)
+        draft = load_draft(path_or_repo, revision=revision, lazy=True)
         return DraftReport(draft.config, *_size(draft), draft)
     target, _ = load_target(
         path_or_repo, revision=revision, lazy=True, trust_remote_code=trust_remote_code

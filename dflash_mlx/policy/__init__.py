@@ -1,0 +1,18 @@
+"""How much to propose now. Pure Python: it knows times, tokens and confidences, and no arrays."""
+
+from dflash_mlx.policy.adaptive import AdaptiveLength, Learned
+from dflash_mlx.policy.costs import Costs
+from dflash_mlx.policy.kept import CostsFile
+from dflash_mlx.policy.protocol import Cycle, FixedLength, Kind, Lap, Policy
+
+__all__ = [
+    "AdaptiveLength",
+    "Costs",
+    "CostsFile",
+    "Cycle",
+    "FixedLength",
+    "Kind",
+    "Lap",
+    "Learned",
+    "Policy",
+]

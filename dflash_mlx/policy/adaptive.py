@@ -1,0 +1,172 @@
+"""The verify length that pays, decided every cycle.
+
+A cycle of m proposals takes C(m) plain steps and yields E(m) tokens, so it runs E(m) / C(m) times
+as fast as plain decoding. The best m is drafted while that is above one. What is uncertain gets a
+little in advance, so that it is tried; lengths are reached by doublings. While plain decoding wins,
+a look at the draft is taken now and then, and while drafting wins, plain decoding is timed now and
+then: as often as one account of what looks may lose allows, and ever more seldom while they change
+nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from math import log
+
+from dflash_mlx.policy.chances import Chances, Text
+from dflash_mlx.policy.costs import GUESS, LEAST_DRAFT, SLOWLY, Costs
+from dflash_mlx.policy.kept import Store
+from dflash_mlx.policy.protocol import Cycle
+
+OPTIMISM = 1.2  # standard deviations of its cost that a length, or plain decoding, gets in advance
+FIRST_REACH = 3  # proposals; the most where nothing longer was ever timed
+LOOKING = 0.02  # share of the time that looks may lose
+CREDIT = 12.0  # plain steps; the most that looks may lose at once, beside their share
+SHORT_REST, LONG_REST = 12.0, 200.0  # plain steps of rest for each that a look may lose
+PLAIN_RUN = 4  # plain cycles of a look at plain decoding; the first and the last are not timed
+
+
+class Learned:
+    """What outlives a generation, and generations of a pair that take turns share."""
+
+    def __init__(self, most: int, store: Store | None = None, costs: Costs | None = None):
+        """Start from costs that are kept in a store, from given ones, or from none.
+
+        Args:
+            most: proposals of a block.
+        """
+        kept = store.load(most) if store else {}
+        self._store = store
+        self._levels = {level: Costs.known(*seconds) for level, seconds in kept.items()}
+        if costs or not kept:
+            self._levels[0] = costs or Costs(most)
+        self.chances = Chances(most)
+        self.gain = (
+            0.0  # tokens a cycle that choosing by confidence yields beyond choosing by depth
+        )
+        self.credit = CREDIT / 2  # plain steps that looks may lose
+        self.patience = SHORT_REST  # the rest behind the next look, in what it may lose
+
+    def costs(self, context: int) -> Costs:
+        """Costs with `context` tokens in the target's cache, which are taken in doublings."""
+        level = (context >> 9).bit_length()
+        if level not in self._levels:
+            near = min(self._levels, key=lambda known: abs(known - level))
+            self._levels[level] = self._levels[near].near(abs(level - near))
+        return self._levels[level]
+
+    @property
+    def looked(self) -> bool:
+        """Whether a drafted cycle was timed in this process."""
+        return any(costs.timed or costs.frozen for costs in self._levels.values())
+
+    def charge(self, steps: float, tokens: int) -> None:
+        """A cycle took so many plain steps and gave so many tokens; what it gains pays back."""
+        self.credit = min(self.credit + LOOKING * steps + tokens - steps, CREDIT)
+
+    def save(self) -> None:
+        """Keep the costs."""
+        if self._store:
+            self._store.save({k: c.seconds() for k, c in self._levels.items() if c.settled})
+
+
+class AdaptiveLength:
+    """Chooses between a plain cycle and every verify length; learns over one generation."""
+
+    learns = True
+
+    def __init__(self, learned: Learned):
+        self.learned, self._text = learned, Text(learned.chances)
+        self._drafting = self._looking = self._reads = False
+        self._planned = self._plain_left = 0
+        self._rest = self._loss = 0.0
+        self._rate: float | None = None  # tokens a plain step that reading has to beat, if it does
+        self._steps: list[float] = []
+
+    def choose(self, most: int, context: int) -> int:
+        self._planned, self._rate = 0, None
+        if self._plain_left or not most:
+            self._plain_left = max(self._plain_left - 1, 0)
+            return 0
+        costs = self.learned.costs(context)
+        self._steps = steps = costs.steps()
+        reach = min(max(2 * costs.reach + 1, FIRST_REACH), most)
+        tokens = self._text.tokens(reach)
+        values = [log(t / s) for t, s in zip(tokens, steps, strict=False)]
+        best = max(range(1, reach + 1), key=values.__getitem__)
+        wins = values[best] > (-LEAST_DRAFT if self._drafting else LEAST_DRAFT)
+        if self._looking:
+            self._looking, self._rest = False, self.learned.patience * self._loss
+            self.learned.patience = min(2 * self.learned.patience, LONG_REST)
+        if wins != self._drafting:
+            self._drafting, self._rest, self.learned.patience = wins, 0.0, SHORT_REST
+        if not wins:
+            self._planned = self._look(costs, tokens, reach)
+            return self._planned
+        if values[best] < OPTIMISM * costs.doubt(best):
+            loss = PLAIN_RUN * (1 - steps[best] / tokens[best])
+            if self._may_look(loss):
+                self.learned.credit -= loss
+                self._looking, self._plain_left = True, PLAIN_RUN - 1
+                return 0
+        lengths = range(1, reach + 1)
+        known = min(lengths, key=costs.doubt)
+        m = max(lengths, key=lambda m: values[m] + OPTIMISM * costs.doubt(m, known))
+        self._planned = m
+        # A little reluctance to change.
+        price = steps[m] * costs.reading * (0.8 if self._reads else 1.2)
+        self._reads = self.learned.gain > price
+        if self._reads:
+            self._rate = tokens[best] / steps[best]
+        return reach if self._reads else m
+
+    def _look(self, costs: Costs, tokens: Sequence[float], reach: int) -> int:
+        """Plain decoding wins: proposals of a look at the draft, or 0."""
+        hoped, steps = self._text.hopes(reach), self._steps
+        hopes = [log(hoped[m] / steps[m]) + OPTIMISM * costs.doubt(m) for m in range(reach + 1)]
+        m = max(range(1, reach + 1), key=hopes.__getitem__)
+        first = not self.learned.looked
+        if first:
+            # Costs from elsewhere that nothing contradicts would hold for ever.
+            m = min(m, FIRST_REACH)
+        loss = steps[m] + costs.detour - tokens[m]
+        self._looking = (self._may_look(loss) and hopes[m] > 0) or first
+        return m if self._looking else 0
+
+    def _may_look(self, loss: float) -> bool:
+        """Whether a look may be taken that loses so many plain steps if it changes nothing."""
+        self._loss = max(loss, GUESS)
+        return self._rest <= 0 and self.learned.credit >= self._loss
+
+    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+        rate = self._rate
+        confidences = read() if rate is not None else ()
+        if rate is None or not confidences:
+            return self._planned
+        tokens = self.learned.chances.tokens(confidences)
+        return max(range(len(tokens)), key=lambda m: tokens[m] - rate * self._steps[m])
+
+    def observe(self, cycle: Cycle) -> None:
+        learned, costs = self.learned, self.learned.costs(cycle.context)
+        costs.observe(cycle)
+        taken, steps = 1.0, costs.steps()
+        if cycle.drafted:
+            taken = steps[cycle.verified] * (1 + costs.reading * cycle.read)
+            if cycle.confidences:
+                self._judge_reading(cycle.confidences, steps)
+            learned.chances.observe(cycle.confidences, cycle.verified, cycle.accepted)
+        self._text.observe(cycle.verified, cycle.accepted)
+        self._rest -= taken
+        learned.charge(taken, cycle.accepted + 1)
+
+    def _judge_reading(self, confidences: Sequence[float], steps: Sequence[float]) -> None:
+        """What choosing by these confidences would have gained."""
+        usual = self._text.tokens(len(confidences))
+        now = self.learned.chances.tokens(confidences)
+        best = max(range(1, len(usual)), key=lambda m: usual[m] / steps[m])
+        rate = max(usual[best] / steps[best], 1.0)
+        worth = [t - rate * s for t, s in zip(now, steps, strict=False)]
+        gain = (max(worth) - worth[best]) / rate
+        self.learned.gain += SLOWLY * (gain - self.learned.gain)
+
+    def finish(self) -> None:
+        self._text.end()
+        self.learned.save()

@@ -1,0 +1,132 @@
+"""The chance that the target accepts a proposal: two logistic regressions.
+
+One goes by depth, for a block that is not drafted yet, with a bias of the text at hand; the other
+by the draft's confidence.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from math import exp, log, log1p
+from operator import mul
+
+from dflash_mlx.policy.costs import SLOWLY
+
+LEVELS = tuple(0.8 * i for i in range(-5, 6))  # logits; biases that a text may have, 2 % to 98 %
+JUMP = 0.003  # chance per token that the text changes to any other level
+FADING = 0.8  # what a text counts for when another one has ended
+UNKNOWN = 0.5  # texts; what an even belief counts for at the start of one
+HOPE = 0.05  # chance that a text is better than is hoped
+
+
+class Chances:
+    """What generations of a pair have in common."""
+
+    def __init__(self, most: int):
+        self.table = [[_sigmoid(level)] * most for level in LEVELS]  # by level and depth
+        self.texts = [0.0] * len(LEVELS)  # mean beliefs of the texts so far, faded
+        self._depths = [0.0] * most
+        self._weights = [0.0, 1.0, 0.0]
+
+    def correct(self, depth: int, error: float) -> None:
+        """A proposal's fate was so much better than its chance by depth."""
+        self._depths[depth] += SLOWLY * error
+        for row, level in zip(self.table, LEVELS, strict=True):
+            row[depth] = _sigmoid(level + self._depths[depth])
+
+    def tokens(self, confidences: Sequence[float]) -> list[float]:
+        """Tokens that a verify of the first m = 0, 1, … proposals yields on average."""
+        return _tokens(self._chance(c, depth) for depth, c in enumerate(confidences))
+
+    def observe(self, confidences: Sequence[float], verified: int, accepted: int) -> None:
+        """Learn what confidences mean."""
+        for depth, c in enumerate(confidences[: min(accepted + 1, verified)]):
+            step = SLOWLY * ((depth < accepted) - self._chance(c, depth))
+            features = (1.0, _log_odds(c), log1p(depth))
+            self._weights = [w + step * f for w, f in zip(self._weights, features, strict=True)]
+
+    def _chance(self, confidence: float, depth: int) -> float:
+        bias, slope, deeper = self._weights
+        return _sigmoid(bias + slope * _log_odds(confidence) + deeper * log1p(depth))
+
+
+class Text:
+    """How well the draft guesses one text: a belief over levels, after Bayes.
+
+    A text stays at its level and now and then jumps to any other, so the belief is narrow while the
+    text is steady, and moves within a few cycles when it changes. It begins like the texts before.
+    """
+
+    def __init__(self, chances: Chances):
+        self._chances, self._sum, self._verifies = chances, [0.0] * len(LEVELS), 0
+        self._belief = _normal([t + UNKNOWN / len(LEVELS) for t in chances.texts])
+
+    def tokens(self, most: int) -> list[float]:
+        """Tokens that a verify of m = 0 … most proposals yields on average, bonus included."""
+        gains = [0.0] * most
+        for share, row in zip(self._belief, self._chances.table, strict=True):
+            for depth in range(most if share > 0.001 else 0):
+                share *= row[depth]
+                gains[depth] += share
+        return _sums(gains)
+
+    def hopes(self, most: int) -> list[float]:
+        """The same, if the text is as good as it may well be."""
+        level, better = len(LEVELS) - 1, self._belief[-1]
+        while better < HOPE:
+            level -= 1
+            better += self._belief[level]
+        return _tokens(self._chances.table[level][:most])
+
+    def observe(self, verified: int, accepted: int) -> None:
+        """Learn from one verify."""
+        if not verified:
+            return self.pass_over()
+        tokens = self.tokens(min(accepted + 1, verified))
+        belief = []
+        for share, row in zip(self._belief, self._chances.table, strict=True):
+            for depth in range(accepted):
+                share *= row[depth]
+            belief.append(share * (1 - row[accepted]) if accepted < verified else share)
+        reached = [b - a for a, b in zip([0.0, *tokens], tokens, strict=False)]
+        for depth in range(len(tokens) - 1):
+            chance = reached[depth + 1] / reached[depth]
+            self._chances.correct(depth, (depth < accepted) - chance)
+        self._belief = _normal(belief)
+        self.pass_over()
+        self._sum = [a + b for a, b in zip(self._sum, self._belief, strict=True)]
+        self._verifies += 1
+
+    def pass_over(self) -> None:
+        """A token went by."""
+        self._belief = [b * (1 - JUMP) + JUMP / len(LEVELS) for b in self._belief]
+
+    def end(self) -> None:
+        """The text is over."""
+        if self._verifies:
+            pairs = zip(self._chances.texts, self._sum, strict=True)
+            self._chances.texts = [FADING * t + s / self._verifies for t, s in pairs]
+
+
+def _normal(shares: Sequence[float]) -> list[float]:
+    total = sum(shares)
+    return [s / total for s in shares]
+
+
+def _sums(gains: Iterable[float]) -> list[float]:
+    sums = [1.0]
+    for gain in gains:
+        sums.append(sums[-1] + gain)
+    return sums
+
+
+def _tokens(chances: Iterable[float]) -> list[float]:
+    return _sums(accumulate(chances, mul))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + exp(-x))
+
+
+def _log_odds(chance: float) -> float:
+    chance = min(max(chance, 0.01), 0.99)
+    return log(chance / (1 - chance))

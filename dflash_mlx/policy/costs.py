@@ -1,0 +1,161 @@
+"""What cycles cost on this machine: log-seconds, learned by a Kalman filter from the laps."""
+
+from collections.abc import Sequence
+from math import exp, log, log2, sqrt
+
+from dflash_mlx.policy.protocol import Cycle, Kind
+
+GUESS = 0.2  # plain steps; a further row on a machine that nobody timed, and half of a draft
+DOUBT = 0.35  # log; how far the guess may be off for the draft, and for every doubling of the rows
+DETOUR = 0.1  # log; what reading, entry and exit add to a lap, and how far that may be off
+NEW_LEVEL = 0.1  # of DOUBT's variance; what a context of twice the length brings back
+PACE_DRIFT = 0.05  # log a lap; a load that doubles all times is followed within ten laps or so
+OWN_DRIFT = 0.015  # log a lap; what one length's cost may wander against the others'
+FIRST_NOISE = 0.3  # log; how laps scatter, before they have shown it
+LEAST_NOISE = 0.02  # log; no machine is steadier
+BUSY = 0.2  # log; laps that scatter more, or are slower by more, are of a busy moment
+SURPRISE = 2.0  # standard deviations; a lap further out is a spike, and counts as this far out
+LEAST_DRAFT = 0.03  # plain steps; no draft's forward costs less
+SLOWLY = 0.05  # share by which noise, depths and what reading gains follow what is seen
+
+
+class Costs:
+    """What cycles cost near one context length.
+
+    The state: the *pace*, the log-seconds of a plain step, which all kinds of cycle share, so that
+    a machine that slows down as a whole changes no ratio; for m = 0 … most proposals the log of a
+    cycle's cost in plain steps, to which every doubling of the rows adds a part of its own, so that
+    lengths learn from their neighbours; the logs of what reading the confidences, the entry into
+    drafting and the exit from it multiply a lap by. A lap's log is the sum of its parts, and noise.
+    """
+
+    def __init__(self, most: int):
+        """Nothing is known but how many proposals there may be."""
+        self.most, self.frozen = most, False
+        self.reach = 0  # the most proposals that a timed cycle verified
+        self.timed = 0  # drafted laps
+        self.noise = FIRST_NOISE
+        self._paced = self._kept = False
+        self._read, self._entry, self._exit = range(most + 2, most + 5)
+        self._mean = [0.0, *(log(1 + GUESS * (1 + m / 2)) for m in range(most + 1)), *[DETOUR] * 3]
+        self._var = [[0.0] * len(self._mean) for _ in self._mean]
+        for i in (self._read, self._entry, self._exit):
+            self._var[i][i] = DETOUR**2
+        self._doubt(1.0)
+
+    def _doubt(self, share: float) -> None:
+        for i in range(self.most + 1):
+            for j in range(self.most + 1):
+                self._var[1 + i][1 + j] += share * DOUBT**2 * (1 + log2(1 + min(i, j)))
+
+    @classmethod
+    def known(
+        cls, plain: float, cycle: Sequence[float], reading: float, *, frozen: bool = False
+    ) -> "Costs":
+        """Start from costs in seconds, which are given up if the first drafted lap refutes them.
+
+        Args:
+            plain: a plain step.
+            cycle: cycles of m = 0, 1, … proposals.
+            reading: what reading the confidences adds to one.
+            frozen: believe them whatever laps say; decisions then depend on the text alone.
+        """
+        costs = cls(len(cycle) - 1)
+        costs._mean[: len(cycle) + 1] = [log(plain), *(log(c / plain) for c in cycle)]
+        costs._mean[costs._read] = log(1 + reading / cycle[len(cycle) // 2])
+        costs._kept, costs.frozen, costs.reach = True, frozen, costs.most
+        if frozen:
+            costs._var = [[0.0] * len(row) for row in costs._var]
+        return costs
+
+    def near(self, doublings: int) -> "Costs":
+        """What to start from at a context so many doublings longer or shorter."""
+        if self.frozen:
+            return self
+        costs = Costs(self.most)
+        costs._mean, costs._var = list(self._mean), [list(row) for row in self._var]
+        costs.noise = self.noise
+        costs._doubt(NEW_LEVEL * doublings)
+        return costs
+
+    def observe(self, cycle: Cycle) -> None:
+        """Learn from the time of one cycle."""
+        seconds, kind = cycle.lap
+        if self.frozen or kind is Kind.VOID or seconds <= 0:
+            return
+        parts = [0]
+        if cycle.drafted:
+            self.reach, self.timed = max(self.reach, cycle.verified), self.timed + 1
+            parts += [1 + cycle.verified, self._read] if cycle.read else [1 + cycle.verified]
+        if kind is Kind.ENTRY:
+            # How much of the plain step is in it depends on how far ahead the device queues.
+            seconds = max(seconds - self.plain, seconds / 2)
+        if kind in (Kind.ENTRY, Kind.EXIT):
+            parts.append(self._entry if cycle.drafted else self._exit)
+        self._update(parts, log(seconds))
+
+    def _update(self, parts: Sequence[int], seen: float) -> None:
+        mean, var = self._mean, self._var
+        if not self._paced:
+            # The first lap says how fast the machine is, and nothing else.
+            mean[0], var[0][0] = seen - sum(mean[i] for i in parts[1:]), 100.0
+        for i in range(self.most + 2):
+            var[i][i] += OWN_DRIFT**2 if i else PACE_DRIFT**2
+        column = [sum(row[i] for i in parts) for row in var]
+        spread = sqrt(sum(column[i] for i in parts) + self.noise**2)
+        z = (seen - sum(mean[i] for i in parts)) / spread
+        if self._kept and self._paced and len(parts) > 1:
+            self._kept = False
+            if abs(z) > SURPRISE:
+                new = Costs(self.most)
+                mean[1:], self._var = new._mean[1:], new._var
+                self._var[0][0] = self.noise**2
+                return self._update(parts, seen)
+        self._paced = True
+        # The noise at which a third of all laps lies further out than one standard deviation.
+        self.noise = max(self.noise * exp(SLOWLY * ((abs(z) > 1) - 0.32)), LEAST_NOISE)
+        z = min(max(z, -SURPRISE), SURPRISE)
+        self._mean = [m + z / spread * c for m, c in zip(mean, column, strict=True)]
+        scaled = [c / spread**2 for c in column]
+        self._var = [
+            [v - a * b for v, b in zip(row, column, strict=True)]
+            for row, a in zip(var, scaled, strict=True)
+        ]
+
+    @property
+    def plain(self) -> float:
+        """Seconds of a plain step."""
+        return exp(self._mean[0])
+
+    def steps(self) -> list[float]:
+        """Plain steps of a cycle of m = 0 … most proposals; a plain step is always a part of it."""
+        least = log(1 + LEAST_DRAFT)
+        return [exp(max(x, least)) for x in self._mean[1 : self.most + 2]]
+
+    def doubt(self, m: int, n: int | None = None) -> float:
+        """Standard deviation of the log of a cycle's cost, against a plain step or a length n."""
+        v = self._var
+        if n is None:
+            return sqrt(max(v[1 + m][1 + m], 0.0))
+        return sqrt(max(v[1 + m][1 + m] + v[1 + n][1 + n] - 2 * v[1 + m][1 + n], 0.0))
+
+    @property
+    def reading(self) -> float:
+        """Share that reading the confidences adds to a cycle."""
+        return exp(max(self._mean[self._read], 0.0)) - 1
+
+    @property
+    def detour(self) -> float:
+        """Plain steps that going over to drafting and back adds to the cycles themselves."""
+        return sum(exp(max(self._mean[i], 0.0)) - 1 for i in (self._entry, self._exit))
+
+    def seconds(self) -> tuple[float, tuple[float, ...], float]:
+        """What `known` takes."""
+        cycle = tuple(self.plain * s for s in self.steps())
+        return self.plain, cycle, self.reading * cycle[len(cycle) // 2]
+
+    @property
+    def settled(self) -> bool:
+        """Whether they are worth keeping: both kinds of cycle were timed, at a quiet moment."""
+        surest = min(map(self.doubt, range(self.most + 1)))
+        return not self.frozen and self.noise < BUSY and surest < DOUBT / 2

@@ -1,0 +1,91 @@
+"""The door between the decode loop and whoever decides how much to propose."""
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+
+class Kind(Enum):
+    """What was timed. ENTRY is a drafted cycle and the plain one before it, which the device was
+    still at; EXIT is a plain cycle behind a drafted one; VOID tells nothing about any cycle."""
+
+    PLAIN = "plain"
+    DRAFTED = "drafted"
+    ENTRY = "entry"
+    EXIT = "exit"
+    VOID = "void"
+
+
+class Lap(NamedTuple):
+    """Wall time from one verdict to the next, in seconds."""
+
+    seconds: float
+    kind: Kind
+
+
+class Cycle(NamedTuple):
+    """What one cycle did, as a policy learns from it.
+
+    Attributes:
+        context: tokens in the target's cache when it began.
+        lap: its time.
+        drafted, verified, accepted: proposals; `drafted` is 0 for a plain cycle.
+        confidences: the draft's, 0 … 1, one per proposal drafted; empty where it gives none.
+        read: whether `narrow` read them, so that the verify had to wait for the draft.
+    """
+
+    context: int
+    lap: Lap
+    drafted: int = 0
+    verified: int = 0
+    accepted: int = 0
+    confidences: Sequence[float] = ()
+    read: bool = False
+
+
+class Policy(Protocol):
+    """Decides for one generation what every cycle drafts and verifies.
+
+    The loop calls `choose` once a cycle, then `narrow` if that was not 0, and in the end `finish`.
+    A cycle that verified something is observed before the next `choose`. Behind any other the next
+    one is chosen first, as the device must not wait for the host: it is observed between that
+    `choose` and the `narrow` that follows. The last cycle may never be observed.
+
+    `learns` says whether `observe` is to be called at all.
+    """
+
+    learns: bool
+
+    def choose(self, most: int, context: int) -> int:
+        """Proposals to draft now, 0 … most, with `context` tokens in the target's cache; 0 is a
+        plain cycle."""
+
+    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+        """How many of the proposals just drafted to verify, 0 … all; `read` waits for the draft and
+        gives its confidence in each, or nothing."""
+
+    def observe(self, cycle: Cycle) -> None:
+        """Learn how a cycle went."""
+
+    def finish(self) -> None:
+        """The generation is over."""
+
+
+class FixedLength:
+    """Always the same number of proposals; 0 is plain decoding."""
+
+    learns = False
+
+    def __init__(self, length: int):
+        self.length = self._count = length
+
+    def choose(self, most: int, context: int) -> int:
+        self._count = min(self.length, most)
+        return self._count
+
+    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+        return self._count
+
+    def observe(self, cycle: Cycle) -> None: ...
+
+    def finish(self) -> None: ...
