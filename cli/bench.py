@@ -129,6 +129,7 @@ def bench(
     draft_revision: options.DraftRevision = None,
     draft_bits: options.DraftBits = None,
     draft_window: options.DraftWindow = None,
+    draft_rows: options.DraftRows = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -165,6 +166,7 @@ def bench(
         tuple(extra_eos_token or ()),
         draft_bits,
         draft_window,
+        draft_rows,
     )
     loaded = load_pair(pair)
     template = loaded.template(system_prompt, think, chat_template_config, ignore_chat_template)

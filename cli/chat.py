@@ -38,6 +38,7 @@ def chat(
     draft_revision: options.DraftRevision = None,
     draft_bits: options.DraftBits = None,
     draft_window: options.DraftWindow = None,
+    draft_rows: options.DraftRows = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -69,6 +70,7 @@ def chat(
             tuple(extra_eos_token or ()),
             draft_bits,
             draft_window,
+            draft_rows,
         ),
         seed,
     )

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from dflash_mlx.cli.options import UsageError, place
+from dflash_mlx.cli.options import DraftRows, UsageError, place
 from dflash_mlx.cli.screen import err, out, size
 from dflash_mlx.convert import CheckReport, LayerReport, Report
 from dflash_mlx.convert import convert as convert_draft
@@ -132,6 +132,7 @@ def convert(
             help="Branch, tag or commit of the draft's hub repository.", show_default=False
         ),
     ] = None,
+    draft_rows: DraftRows = None,
 ) -> None:
     """Quantize a draft to 4 or 8 bits, into a directory that is ready to use and to share."""
     named = None if dtype is None else dtype.value
@@ -153,6 +154,7 @@ def convert(
             dry_run=dry_run,
             force=force,
             revision=revision,
+            rows=draft_rows,
             progress=progress,
         )
     _show(report)

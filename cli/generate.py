@@ -36,6 +36,7 @@ def generate(
     draft_revision: options.DraftRevision = None,
     draft_bits: options.DraftBits = None,
     draft_window: options.DraftWindow = None,
+    draft_rows: options.DraftRows = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -70,6 +71,7 @@ def generate(
             tuple(extra_eos_token or ()),
             draft_bits,
             draft_window,
+            draft_rows,
         ),
         seed,
     )

@@ -89,6 +89,7 @@ def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
             draft_path,
             draft_bits=pair.draft_bits,
             draft_window=pair.draft_window,
+            draft_rows=pair.draft_rows,
             adapter_path=pair.adapter_path,
             trust_remote_code=pair.trust_remote_code,
         )

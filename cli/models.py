@@ -39,23 +39,31 @@ def models(
     draft: With = None,
     revision: options.Revision = None,
     draft_revision: options.DraftRevision = None,
+    draft_rows: options.DraftRows = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """List the published pairs and what the local hub cache holds of them, or inspect a model."""
     if inspect_path is None:
-        if draft or revision or draft_revision or trust_remote_code:
-            raise UsageError("--draft and the revisions belong to --inspect; name a target there.")
+        if draft or revision or draft_revision or draft_rows or trust_remote_code:
+            raise UsageError(
+                "--draft, --draft-rows and the revisions belong to --inspect; name a target there."
+            )
         _list()
         return
     with working(f"Looking at {inspect_path}"):
-        report = inspect(inspect_path, revision=revision, trust_remote_code=trust_remote_code)
+        report = inspect(
+            inspect_path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            rows=draft_rows,
+        )
     if isinstance(report, DraftReport):
         if draft is not None:
             raise UsageError(f"{inspect_path} is a draft; give its target to --inspect.")
         _show_draft(report)
         return
     _show_target(report)
-    _show_fit(report, inspect_path, draft, draft_revision)
+    _show_fit(report, inspect_path, draft, draft_revision, draft_rows)
 
 
 def _list() -> None:
@@ -168,7 +176,11 @@ def _of(layers: int | None) -> str:
 
 
 def _show_fit(
-    report: TargetReport, target: str, draft: str | None, draft_revision: str | None
+    report: TargetReport,
+    target: str,
+    draft: str | None,
+    draft_revision: str | None,
+    draft_rows: str | None,
 ) -> None:
     if draft is None:
         try:
@@ -179,7 +191,7 @@ def _show_fit(
         if draft not in cached_models():
             out.print(f"Published draft: {draft}, not in the local hub cache.", markup=False)
             return
-    drafted = inspect(draft, revision=draft_revision)
+    drafted = inspect(draft, revision=draft_revision, rows=draft_rows)
     if isinstance(drafted, TargetReport):
         raise UsageError(f"{draft} is a target; give a draft to --draft.")
     why = misfit(report, drafted)

@@ -74,6 +74,12 @@ def draft_bits(value: int | None) -> int | None:
     return value
 
 
+def draft_rows(value: str | None) -> str | None:
+    if value is not None and value not in ("anchor", "fill"):
+        raise typer.BadParameter(f"{value!r} is not one of anchor, fill.")
+    return value
+
+
 def kv_bits(value: int | None) -> int | None:
     if value is not None and value not in (2, 3, 4, 5, 6, 8):
         raise typer.BadParameter(f"{value} is not one of 2, 3, 4, 5, 6, 8.")
@@ -128,6 +134,18 @@ DraftWindow = Annotated[
         metavar="N",
         help="Let the draft's full-attention layers see only the first few tokens and about the "
         "last N; a long context then slows drafting down less, and the text stays the same.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+DraftRows = Annotated[
+    str | None,
+    typer.Option(
+        metavar="anchor|fill",
+        callback=draft_rows,
+        help="Which rows of a draft's block propose: all, each for the token behind its own "
+        "position (anchor), or all but the first, each for its own (fill). For drafts whose files "
+        "do not say.",
         show_default=False,
         rich_help_panel=_MODEL,
     ),
@@ -293,3 +311,4 @@ class Pair:
     extra_eos_tokens: tuple[str, ...] = ()
     draft_bits: int | None = None
     draft_window: int | None = None
+    draft_rows: str | None = None

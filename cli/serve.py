@@ -98,6 +98,7 @@ def serve(
     draft_revision: options.DraftRevision = None,
     draft_bits: options.DraftBits = None,
     draft_window: options.DraftWindow = None,
+    draft_rows: options.DraftRows = None,
     adapter_path: options.AdapterPath = None,
     trust_remote_code: options.TrustRemoteCode = False,
     extra_eos_token: options.ExtraEosToken = None,
@@ -138,6 +139,7 @@ def serve(
         tuple(extra_eos_token or ()),
         draft_bits,
         draft_window,
+        draft_rows,
     )
     loaded: list[Loaded] = []
 

@@ -34,7 +34,9 @@ def check_before(target: str | Path) -> None:
         raise CheckpointError(f"{target} is a draft; give the target to check it with.")
 
 
-def check_drafts(target: str | Path, before: Path, after: Path) -> CheckReport:
+def check_drafts(
+    target: str | Path, before: Path, after: Path, rows: str | None = None
+) -> CheckReport:
     """Run two drafts with one target, greedily and with whole blocks, on the built-in prompts.
 
     Raises:
@@ -49,7 +51,7 @@ def check_drafts(target: str | Path, before: Path, after: Path) -> CheckReport:
     texts: list[list[list[int]]] = []
     measured: list[Measured] = []
     for draft in (before, after):
-        pair = SpeculativeModel(model, load_draft(draft))
+        pair = SpeculativeModel(model, load_draft(draft, rows=rows))
         runs = _run(pair, tokenizer, [prompt.tokens for prompt in prompts])
         forwards = [forward for run in runs for forward in run.forwards]
         length = sum(f.emitted for f in forwards) / max(len(forwards), 1)

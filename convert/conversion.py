@@ -118,7 +118,7 @@ def convert(
     if check is not None:
         progress(report.bytes_after, report.bytes_after, "checking")
         try:
-            report.check = check_drafts(check, source, output)
+            report.check = check_drafts(check, source, output, rows)
         except DFlashError as error:
             raise DFlashError(f"{output} is finished, but not checked: {error}") from error
     return report

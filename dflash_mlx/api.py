@@ -76,6 +76,7 @@ def load(
     draft_revision: str | None = None,
     draft_bits: int | None = None,
     draft_window: int | None = None,
+    draft_rows: str | None = None,
     tokenizer_config: dict[str, Any] | None = None,
     model_config: dict[str, Any] | None = None,
     adapter_path: str | None = None,
@@ -92,6 +93,8 @@ def load(
         draft_window: let the draft's full-attention layers see only the first few tokens and about
             this many of the last ones, so that a long context does not slow drafting down. The text
             stays the same; acceptance may fall.
+        draft_rows: which rows of the draft's block propose, "anchor" or "fill"; None takes what its
+            files say. See `load_draft`.
         tokenizer_config, model_config, adapter_path, lazy, trust_remote_code: as in mlx_lm's load.
 
     Raises:
@@ -113,7 +116,9 @@ def load(
         lazy=lazy,
         trust_remote_code=trust_remote_code,
     )
-    drafter = load_draft(draft, revision=draft_revision, bits=draft_bits, lazy=lazy)
+    drafter = load_draft(
+        draft, revision=draft_revision, bits=draft_bits, lazy=lazy, rows=draft_rows
+    )
     if draft_window is not None:
         drafter.limit_context(draft_window)
     return SpeculativeModel(target, drafter), tokenizer

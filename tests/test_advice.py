@@ -16,7 +16,8 @@ from dflash_mlx.measure.advice import low_acceptance
         (60, 50, 400, False),  # good proposals, which rarely pay on this machine
         (0, 0, 500, False),  # plain decoding, as asked for
         (21, 0, 30, False),  # too short to tell
-        (350, 0, 49, False),
+        (350, 0, 49, True),  # none at all: something is counted wrongly
+        (350, 40, 49, False),
     ],
 )
 def test_only_a_useless_draft_is_named(proposed, accepted, forwards, speaks):
@@ -24,3 +25,10 @@ def test_only_a_useless_draft_is_named(proposed, accepted, forwards, speaks):
     assert (hint is not None) is speaks
     if hint:
         assert f"{accepted} of {proposed}" in hint
+
+
+def test_next_to_none_names_what_may_be_counted_wrongly():
+    assert low_acceptance(63, 0, 8) is None
+    for accepted in (0, 1):
+        hint = low_acceptance(64, accepted, 8)
+        assert hint and "--draft-rows" in hint and "target_layer_ids" in hint

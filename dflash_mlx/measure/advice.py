@@ -4,6 +4,8 @@ from dflash_mlx.measure.figures import Figures
 
 # Less than this tells nothing yet.
 PROPOSALS, FORWARDS = 30, 50
+# From here on next to none is a sign that something is counted wrongly, long text or not.
+NEXT_TO_NONE, OF_PROPOSALS = 0.02, 64
 
 
 def low_acceptance(proposed: int, accepted: int, target_forwards: int) -> str | None:
@@ -13,6 +15,15 @@ def low_acceptance(proposed: int, accepted: int, target_forwards: int) -> str | 
         proposed, accepted: proposals verified, and those of them that were emitted.
         target_forwards: forwards of the target after the prefill.
     """
+    if proposed >= OF_PROPOSALS and accepted <= NEXT_TO_NONE * proposed:
+        return (
+            f"Only {accepted} of {proposed} proposals were accepted. Likely causes: the draft was "
+            "trained for another target or another thinking mode (--think, --no-think), which rows "
+            "of its block propose is mistaken (try the other of --draft-rows anchor and fill), its "
+            "taps are numbered otherwise (aux_hidden_state_layer_ids count one higher than "
+            "target_layer_ids), its activations are float16, or this text is unlike what it was "
+            "trained on."
+        )
     if proposed < PROPOSALS or target_forwards < FORWARDS:
         return None
     # Long blocks waste most of their proposals and still help; and where drafting rarely pays on

@@ -71,7 +71,11 @@ class DraftReport:
 
 
 def inspect(
-    path_or_repo: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    path_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    rows: str | None = None,
 ) -> TargetReport | DraftReport:
     """Look at a target or a draft, a directory or a hub id.
 
@@ -81,7 +85,7 @@ def inspect(
     """
     config = read_config(resolve(path_or_repo, revision))
     if is_draft_config(config):
-        draft = load_draft(path_or_repo, revision=revision, lazy=True)
+        draft = load_draft(path_or_repo, revision=revision, lazy=True, rows=rows)
         return DraftReport(draft.config, *_size(draft), draft)
     target, _ = load_target(
         path_or_repo, revision=revision, lazy=True, trust_remote_code=trust_remote_code
