@@ -1,19 +1,20 @@
 """The commands, and what happens when one of them fails."""
 
-import errno
-import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import dflash_mlx
+from dflash_mlx.cli.failures import explained, reader_gone, ready_streams, settle_stdout
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import fail
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.metal.selection import mode_from_environment
 
 
 class Commands(TyperGroup):
@@ -29,6 +30,7 @@ class Commands(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run a command line; without `standalone_mode`, return the exit code."""
+        ready_streams()
         given = sys.argv[1:] if args is None else list(args)
         debug = "--debug" in given
         # The group's own option, but people add it to the end of what has just failed.
@@ -45,21 +47,25 @@ class Commands(TyperGroup):
             return code if isinstance(code, int) else 0
         except UsageError as error:
             command = error.ctx.command_path if error.ctx else "dflash-mlx"
-            fail(f"{_sentence(error.format_message())} Try {command} --help.")
+            _say(f"{_sentence(error.format_message())} Try {command} --help.")
             return 2
         except (typer.Abort, KeyboardInterrupt):
             return 130
-        except DFlashError as error:
-            if debug:
-                traceback.print_exc()
-            fail(_sentence(str(error)))
-            return 1
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                return _reader_gone()
-            return _unexpected(error, debug)
         except Exception as error:
-            return _unexpected(error, debug)
+            settle_stdout()
+            if not reader_gone(error):
+                if debug:
+                    traceback.print_exc()
+                if isinstance(error, DFlashError):
+                    _say(_sentence(str(error)))
+                else:
+                    _say(explained(error) or _unexpected(error, debug))
+            return 1
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # stderr itself is closed or full: the exit code says enough
+        fail(text)
 
 
 def _sentence(text: str) -> str:
@@ -67,19 +73,10 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def _reader_gone() -> int:
-    """The reader of our pipe has left: be quiet, also when Python flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
-
-
-def _unexpected(error: Exception, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
+def _unexpected(error: Exception, debug: bool) -> str:
     reason = " ".join(str(error).split()) or "no reason given"
     hint = "" if debug else " Run it again with --debug to see where."
-    fail(f"Unexpected {type(error).__name__}: {_sentence(reason)}{hint}")
-    return 1
+    return f"Unexpected {type(error).__name__}: {_sentence(reason)}{hint}"
 
 
 app = typer.Typer(
@@ -106,5 +103,9 @@ def root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
 ) -> None:
+    try:
+        mode_from_environment()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

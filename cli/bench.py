@@ -1,7 +1,6 @@
 """dflash-mlx bench: plain mlx_lm against DFlash, on this machine."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import note, progress, working
 from dflash_mlx.conversation import Template, check_positions, max_positions
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.files import check_writable, write_result
 from dflash_mlx.measure import summary
 from dflash_mlx.measure.comparison import BenchPrompt, Result, compare
 from dflash_mlx.measure.context import context_prompts
@@ -209,7 +209,7 @@ def bench(
         report = _report(results, about, loaded, settings, repeats, context)
         report["profile"] = host.as_json() if host else None
         text = json.dumps(report, indent=2, ensure_ascii=False)
-        json_file.write_text(text + "\n", encoding="utf-8")
+        write_result(json_file, text + "\n")
         note(f"Written: {json_file}")
     if plot:
         name = "demo pair" if loaded.demo else Path(loaded.target).name
@@ -293,10 +293,8 @@ def _report(
 
 def _check_target(file: Path | None) -> None:
     """Find out before the work whether its result can be written."""
-    if file is None:
-        return
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"{file} cannot be written: there is no directory {folder}.")
-    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
-        raise UsageError(f"{file} cannot be written; choose another place.")
+    if file is not None:
+        try:
+            check_writable(file)
+        except DFlashError as error:
+            raise UsageError(str(error)) from error

@@ -1,5 +1,6 @@
 """The chart of a comparison, as SVG or PNG: tokens a second, plain and DFlash, for each kind."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -8,6 +9,7 @@ from xml.sax.saxutils import escape
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import digits
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.files import write_result
 from dflash_mlx.measure.summary import Summary
 
 FORMATS = (".svg", ".png")
@@ -70,11 +72,13 @@ def write_chart(
     if file.suffix.lower() == ".svg":
         svg = _Svg(_WIDTH, height)
         _draw(svg, title, rows, about, height)
-        file.write_text(svg.document(), encoding="utf-8")
+        write_result(file, svg.document())
     else:
         png = _Png(_WIDTH, height)
         _draw(png, title, rows, about, height)
-        png.image.save(file)
+        data = io.BytesIO()
+        png.image.save(data, "PNG")
+        write_result(file, data.getvalue())
 
 
 def _draw(

@@ -1,5 +1,6 @@
 """dflash-mlx convert: a draft in, a quantized one out."""
 
+import json
 import re
 import signal
 import sys
@@ -20,9 +21,9 @@ from dflash_mlx.cli.screen import err, out, size
 from dflash_mlx.convert import CheckReport, LayerReport, Report
 from dflash_mlx.convert import convert as convert_draft
 from dflash_mlx.convert.conversion import Progress
-from dflash_mlx.convert.files import write_json
 from dflash_mlx.convert.task import Task
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.files import check_writable, write_result
 
 
 class Mode(StrEnum):
@@ -138,6 +139,8 @@ def convert(
     named = None if dtype is None else dtype.value
     try:
         Task.choose(bits, group_size, mode.value, named, tuple(keep or ()), dequantize)
+        if json_file is not None:
+            check_writable(json_file)
     except DFlashError as error:
         raise UsageError(str(error)) from error
     with _ending_cleanly(), _progress() as progress:
@@ -159,7 +162,7 @@ def convert(
         )
     _show(report)
     if json_file is not None:
-        write_json(json_file, report.to_dict())
+        write_result(json_file, json.dumps(report.to_dict(), indent=4) + "\n")
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The options that commands share: names and meanings as mlx_lm's."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dflash_mlx.demo import demo_paths
+from dflash_mlx.json_text import parse_json
 
 # The class that Typer's usage errors share; it exports only this one of them.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -36,8 +36,8 @@ def json_object(value: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     try:
-        parsed = json.loads(value)
-    except json.JSONDecodeError as error:
+        parsed = parse_json(value)
+    except ValueError as error:
         raise typer.BadParameter(f"it is not JSON: {error}.") from error
     if not isinstance(parsed, dict):
         raise typer.BadParameter('it is not a JSON object like {"key": "value"}.')

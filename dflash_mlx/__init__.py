@@ -1,5 +1,7 @@
 """DFlash block-diffusion speculative decoding for mlx-lm models."""
 
+import os
+import sys
 from pathlib import Path
 
 # cli, metal and convert are top-level folders that a wheel installs inside this package. In a
@@ -9,6 +11,15 @@ if (_clone / "pyproject.toml").is_file() and (_clone / "cli" / "__init__.py").is
     __path__.append(str(_clone))
 
 __version__ = "0.1.0"
+
+# transformers asks for the working directory as it is imported, and mlx-lm imports it.
+try:
+    os.getcwd()
+except FileNotFoundError:
+    _gone = "The working directory has been removed; change to one that is there."
+    if Path(sys.argv[0]).name == "dflash-mlx":
+        sys.exit(f"dflash-mlx: {_gone}")
+    raise FileNotFoundError(_gone) from None
 
 from dflash_mlx.api import (  # noqa: E402
     GenerationResponse,

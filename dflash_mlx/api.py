@@ -26,6 +26,7 @@ from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.policy import AdaptiveLength, Costs, CostsFile, FixedLength, Learned
 from dflash_mlx.stop_strings import StopStrings
 from dflash_mlx.target_checkpoint import load_target
+from dflash_mlx.tokens import encode_text
 
 
 @dataclass
@@ -357,9 +358,9 @@ def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) 
     if isinstance(prompt, str):
         bos = tokenizer.bos_token
         special = bos is None or not prompt.startswith(bos)
-        ids = tokenizer.encode(prompt, add_special_tokens=special)
+        ids = encode_text(tokenizer, prompt, add_special_tokens=special)
     else:
-        ids = prompt.tolist() if isinstance(prompt, mx.array) else list(prompt)
+        ids = cast(list[int], prompt.tolist() if isinstance(prompt, mx.array) else list(prompt))
     if not ids:
         raise DFlashError("The prompt is empty; give at least one token.")
     return ids

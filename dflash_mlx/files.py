@@ -1,22 +1,80 @@
-"""Small files that are written as a whole or not at all."""
+"""Files that are written as a whole or not at all."""
 
 import os
 import tempfile
 from pathlib import Path
 
+from dflash_mlx.errors import DFlashError
 
-def replace_file(file: Path, text: str) -> None:
-    """Write a file so that no reader and no crash ever sees half of it.
+
+def replace_file(file: Path, content: str | bytes) -> None:
+    """Write a file so that no reader and no crash ever sees half of it; text as UTF-8.
 
     Raises:
         OSError: it cannot be written.
     """
+    # A lone surrogate, which no UTF-8 has, becomes the escape that JSON knows it by.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem)
+    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:100]}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        os.replace(temporary, file)
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+        os.chmod(partial, _mode(file))
+        os.replace(partial, file)
     except BaseException:
-        os.unlink(temporary)
+        os.unlink(partial)
         raise
+
+
+def write_result(file: Path, content: str | bytes) -> None:
+    """`replace_file` where a user said; links are followed.
+
+    What is there and is no regular file, as /dev/stdout, is written into as it is.
+
+    Raises:
+        DFlashError: it cannot be written; what was there before is whole.
+    """
+    try:
+        file = file.resolve()
+        if not file.exists() or file.is_file():
+            replace_file(file, content)
+        else:
+            file.write_bytes(content.encode() if isinstance(content, str) else content)
+    except (OSError, ValueError) as error:
+        raise _refused(file, error) from error
+
+
+def check_writable(file: Path) -> None:
+    """Find out before long work whether `write_result` could write its result.
+
+    Raises:
+        DFlashError: there is no such directory, it is one itself, or the system refuses.
+    """
+    try:
+        folder = file.absolute().parent
+        if not folder.is_dir():
+            raise DFlashError(f"{file} cannot be written: there is no directory {folder}.")
+        if file.is_dir():
+            raise DFlashError(f"{file} cannot be written: it is a directory.")
+        if not file.exists() or file.is_file():
+            tempfile.TemporaryFile(dir=file.resolve().parent).close()
+    except (OSError, ValueError) as error:
+        raise _refused(file, error) from error
+
+
+def _refused(file: Path, error: Exception) -> DFlashError:
+    # A ValueError is a name with a zero byte in it, or a DFlashError that says all already.
+    if isinstance(error, DFlashError):
+        return error
+    reason = error.strerror if isinstance(error, OSError) else error
+    return DFlashError(f"{file} cannot be written: {reason}.")
+
+
+def _mode(file: Path) -> int:
+    """The permissions of the file that is there, or those that a new one would get."""
+    if file.exists():
+        return file.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

@@ -75,11 +75,16 @@ def local_directory(path_or_repo: str | Path) -> Path | None:
     Raises:
         CheckpointError: it is a file, or no hub id and nothing is there.
     """
-    path = Path(path_or_repo).expanduser()
-    if path.is_dir():
-        return path
     name = str(path_or_repo)
-    if path.exists():
+    try:
+        path = Path(path_or_repo).expanduser()
+        if path.is_dir():
+            return path
+        is_file = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        # Too long a name, a zero byte in it, or a home directory of nobody.
+        raise CheckpointError(f"{name[:300]} is no name of a directory: {said(error)}.") from error
+    if is_file:
         raise CheckpointError(f"{name} is a file; give the directory that holds config.json.")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise CheckpointError(

@@ -205,7 +205,7 @@ def test_unreadable_directory(broken, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     # As root every mode can be read, so the refusal is the file system's answer, not a mode.
-    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr(Path, "read_bytes", denied)
     assert "Permission denied" in fails(target, draft)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from dflash_mlx.conversation.template import Message
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.files import write_result
+from dflash_mlx.json_text import parse_json
 
 _FORMAT = "dflash-mlx conversation"
 
@@ -17,10 +19,7 @@ def save(file: Path, messages: list[Message], **about: Any) -> None:
         DFlashError: it cannot be written.
     """
     content = {"format": _FORMAT, **about, "messages": messages}
-    try:
-        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DFlashError(f"{file} cannot be written: {error.strerror}.") from error
+    write_result(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -30,13 +29,13 @@ def load(file: Path) -> dict[str, Any]:
         DFlashError: it cannot be read, or is something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
     except FileNotFoundError as error:
         raise DFlashError(f"There is no file {file}.") from error
     except OSError as error:
         raise DFlashError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise DFlashError(f"{file} is no saved conversation: it is not JSON.") from error
+        raise DFlashError(f"{file} is no saved conversation: it is not JSON ({error}).") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DFlashError(f"{file} is no saved conversation; /save writes one.")
     messages = content.get("messages")

@@ -7,7 +7,8 @@ from typing import Any
 import jinja2
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from dflash_mlx.errors import DFlashError
+from dflash_mlx.errors import DFlashError, said
+from dflash_mlx.tokens import encode_text
 
 Message = dict[str, Any]
 
@@ -47,7 +48,8 @@ class Template:
         Raises:
             DFlashError: the template refuses the conversation, or nothing is left to run.
         """
-        ids = self.tokenizer.encode(self.text(messages, prefill), add_special_tokens=self.plain)
+        text = self.text(messages, prefill)
+        ids = encode_text(self.tokenizer, text, add_special_tokens=self.plain)
         if not ids:
             raise DFlashError("The prompt is empty; give at least one token.")
         return ids
@@ -84,10 +86,10 @@ class Template:
                 continue_final_message=prefill is not None,
                 **self._variables(),
             )
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).strip().rstrip(".") or type(error).__name__
+        except Exception as error:
+            # A template is a program, and raises whatever its code runs into.
             raise DFlashError(
-                f"The model's chat template refuses this conversation: {reason}."
+                f"The model's chat template refuses this conversation: {said(error)}."
             ) from error
 
     def _variables(self) -> dict[str, Any]:

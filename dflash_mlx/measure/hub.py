@@ -10,7 +10,7 @@ def cached_models() -> dict[str, int]:
     """Bytes on disk of every model repository in the local hub cache."""
     try:
         repos = scan_cache_dir().repos
-    except (CacheNotFound, OSError):
+    except (CacheNotFound, OSError, ValueError):  # a ValueError where it is a file
         return {}
     return {r.repo_id: r.size_on_disk for r in repos if r.repo_type == "model"}
 

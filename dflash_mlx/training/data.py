@@ -10,6 +10,7 @@ import numpy as np
 
 from dflash_mlx.conversation.template import Template
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.tokens import encode_text
 from dflash_mlx.training.batches import Sample
 
 
@@ -166,7 +167,7 @@ def _conversation(row: Row, template: Template, may_end_unanswered: bool) -> Sam
 
 def _pieces(row: Row, template: Template, length: int) -> Iterator[Sample]:
     tokenizer = template.tokenizer
-    ids = tokenizer.encode(row.text)
+    ids = encode_text(tokenizer, row.text)
     if ids and ids[-1] not in tokenizer.eos_token_ids and tokenizer.eos_token_id is not None:
         ids = [*ids, tokenizer.eos_token_id]
     for start in range(0, len(ids), length):
@@ -176,7 +177,7 @@ def _pieces(row: Row, template: Template, length: int) -> Iterator[Sample]:
 
 def _ids(template: Template, messages: list[dict[str, Any]], *, ask: bool = False) -> np.ndarray:
     text = template.text(messages, ask=ask)
-    ids = template.tokenizer.encode(text, add_special_tokens=template.plain)
+    ids = encode_text(template.tokenizer, text, add_special_tokens=template.plain)
     return np.array(ids, dtype=np.int32)
 
 

@@ -75,7 +75,7 @@ def test_json(app):
 def test_a_bad_mode_is_a_problem(app, monkeypatch):
     monkeypatch.setenv("DFLASH_MLX_KERNELS", "maybe")
     result = CliRunner().invoke(app, ["doctor"])
-    assert result.exit_code == 1 and "use off, auto or on" in result.output
+    assert result.exit_code == 2 and "use off, auto or on" in result.output
 
 
 def test_a_hub_cache_that_cannot_be_written(tmp_path):

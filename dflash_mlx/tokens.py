@@ -1,0 +1,23 @@
+"""Text to token ids, whatever the tokenizer makes of it."""
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from dflash_mlx.errors import DFlashError, said
+
+
+def encode_text(
+    tokenizer: TokenizerWrapper, text: str, *, add_special_tokens: bool = True
+) -> list[int]:
+    """The ids of a text.
+
+    Raises:
+        DFlashError: the tokenizer cannot; some mistakes in its files show only here.
+    """
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    except Exception as error:
+        # The tokenizer libraries raise whatever their code runs into.
+        raise DFlashError(
+            f"The target's tokenizer cannot encode this text: {said(error)}; if other texts fail, "
+            "too, look at its tokenizer_config.json."
+        ) from error
