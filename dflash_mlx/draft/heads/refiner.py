@@ -41,8 +41,8 @@ class Refiner(Head):
         # Row k's own token is at its position or behind it; with the former, row 0's is the anchor.
         used = block.first + block.count
         base = block.logits(block.rows)
-        hidden = block.hidden[:used].astype(self.down_h.weight.dtype)
-        whole = block.hidden.astype(hidden.dtype).mean(axis=0, keepdims=True)
+        hidden = block.hidden[:used]
+        whole = block.hidden.mean(axis=0, keepdims=True)
         known = [block.before, block.anchor][-(block.first + 1) :]
         fixed = mx.concatenate(
             [self.down_h(hidden), mx.broadcast_to(self.down_g(whole), (used, self._rank))], axis=-1
