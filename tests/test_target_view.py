@@ -52,10 +52,12 @@ def test_taps_are_layer_outputs(family: str) -> None:
     """Against a copy of the model whose layers were subclassed for good."""
     model, view = build(family), drive.view_of(family)
     outputs: list[mx.array] = []
+    entering: list[mx.array] = []
     for layer in {id(layer): layer for layer in model.layers}.values():
 
         class Kept(type(layer)):  # type: ignore[misc]
             def __call__(self, *args: Any, **kwargs: Any) -> Any:
+                entering.append(args[0])
                 out = super().__call__(*args, **kwargs)
                 outputs.append(out[0] if isinstance(out, tuple) else out)
                 return out
@@ -70,6 +72,10 @@ def test_taps_are_layer_outputs(family: str) -> None:
     assert mx.array_equal(logits, expected)
     assert mx.array_equal(features, mx.concatenate([outputs[t] for t in taps], axis=-1))
     assert features.shape == (1, 7, 3 * view.hidden_size)
+    for taps in ((-1,), (1, -1), (-1, 0, 1)):
+        _, features = view.forward(tokens, view.make_cache(), taps)
+        wanted = [entering[0] if t < 0 else outputs[t] for t in taps]
+        assert mx.array_equal(features, mx.concatenate(wanted, axis=-1))
 
 
 def test_parallel_streams_are_tapped_as_their_mean() -> None:
@@ -85,7 +91,7 @@ def test_a_tap_outside_the_target_is_named() -> None:
     with pytest.raises(PairError, match=r"layer 4.*0 to 3"):
         view.forward(mx.array([[1]]), view.make_cache(), (0, 4))
     with pytest.raises(PairError):
-        view.check_taps([-1])
+        view.check_taps([-2])
 
 
 @pytest.mark.parametrize("family", CONFIGS)

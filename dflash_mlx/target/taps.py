@@ -22,9 +22,16 @@ class TapPlan:
         layer_calls: Sequence[tuple[nn.Module, int]],
         stream_axis: int | None,
     ):
-        """`stream_axis` is the axis of a layer's residual streams, where the family has any."""
-        self._layers = {id(layer): layer for layer, _ in (layer_calls[tap] for tap in taps)}
+        """`stream_axis` is the axis of a layer's residual streams, where the family has any.
+
+        Tap -1 is what the first layer is called with: the embedding's output.
+        """
+        called = [layer_calls[tap] for tap in taps if tap >= 0]
+        self._layers = {id(layer): layer for layer, _ in called}
+        self._first = layer_calls[0][0] if -1 in taps else None
         calls = [i for i, (layer, _) in enumerate(layer_calls) if id(layer) in self._layers]
+        if self._first is not None:
+            calls.insert(0, -1)
         self._count = len(calls)
         self._wanted = [calls.index(tap) for tap in taps]
         self._stream_axis = stream_axis
@@ -34,10 +41,17 @@ class TapPlan:
     ) -> list[tuple[nn.Module, Listener]]:
         """What to watch so that `outputs` is filled, and others; where both want a module, both."""
         pairs: list[tuple[nn.Module, Listener]]
-        pairs = [(layer, outputs) for layer in self._layers.values()]
+        pairs = [(layer, outputs) for layer in self._layers.values() if layer is not self._first]
+        taken = {id(module): handler for module, handler in others}
+        if self._first is not None:
+            tapped = id(self._first) in self._layers
+            pairs.append(
+                (self._first, _entering(outputs, tapped, taken.pop(id(self._first), None)))
+            )
         for module, handler in others:
-            both = id(module) in self._layers
-            pairs.append((module, _both(handler, outputs) if both else handler))
+            if id(module) in taken:
+                both = id(module) in self._layers
+                pairs.append((module, _both(handler, outputs) if both else handler))
         return pairs
 
     def pick(self, outputs: list[mx.array]) -> tuple[mx.array, ...]:
@@ -48,8 +62,26 @@ class TapPlan:
             )
         picked = [outputs[i] for i in self._wanted]
         if self._stream_axis is not None:
-            picked = [o.mean(axis=self._stream_axis) for o in picked]
+            # The embedding's output has no streams yet.
+            picked = [o.mean(axis=self._stream_axis) if o.ndim > 3 else o for o in picked]
         return tuple(picked)
+
+
+def _entering(outputs: list[mx.array], tapped: bool, inner: Handler | None) -> Handler:
+    """A handler of the first layer: what enters its first call, and its outputs if tapped."""
+    if tapped:
+        inner = _both(inner or _pass, outputs)
+
+    def handle(call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not outputs:
+            outputs.append(own_handle([*args, *kwargs.values()]))
+        return (inner or _pass)(call, module, args, kwargs)
+
+    return handle
+
+
+def _pass(call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return call(module, *args, **kwargs)
 
 
 def _both(handler: Handler, outputs: list[mx.array]) -> Handler:

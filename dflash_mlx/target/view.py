@@ -25,7 +25,8 @@ class TargetView:
     and nothing of it is changed for good.
 
     Taps count layer calls from 0 in the order of a forward, and give the layer's output. In a
-    looped model a layer is called once per loop, and each call is a tap of its own. A family
+    looped model a layer is called once per loop, and each call is a tap of its own. Tap -1 is the
+    embedding's output, as it enters the first layer. A family
     with parallel residual streams (gemma3n, deepseek_v41) gives their mean: no published draft
     says what it wants of them, so this definition is ours, and `streams` is above 1 there.
     """
@@ -87,7 +88,7 @@ class TargetView:
     def check_taps(self, taps: Sequence[int]) -> None:
         """Raise PairError if a tap is not a layer of this target."""
         for tap in taps:
-            if not 0 <= tap < self.depth:
+            if not -1 <= tap < self.depth:
                 raise PairError(
                     f"The draft taps layer {tap} of a target that has layers 0 to "
                     f"{self.depth - 1}; use the target that the draft was trained for."
