@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from dflash_mlx.conversation import Template, check_positions, max_positions, storage
 from dflash_mlx.conversation.conversation import Conversation
-from dflash_mlx.conversation.reuse import common_prefix
+from dflash_mlx.conversation.prefixes import common_prefix
 from dflash_mlx.conversation.thinking import Parts
 from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.draft.formats import draft_config

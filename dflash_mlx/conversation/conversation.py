@@ -8,9 +8,10 @@ from typing import Any
 
 from dflash_mlx.api import GenerationResponse, stream_generate
 from dflash_mlx.conversation.positions import check_positions, max_positions
-from dflash_mlx.conversation.reuse import ReusableCache, common_prefix
+from dflash_mlx.conversation.prefixes import Lease, PrefixCache, common_prefix
 from dflash_mlx.conversation.template import Message, Template
 from dflash_mlx.conversation.thinking import parts_of_answer
+from dflash_mlx.decode import Options
 from dflash_mlx.measure.figures import Figures
 from dflash_mlx.pairs import SpeculativeModel
 
@@ -42,22 +43,22 @@ class Conversation:
         self.messages: list[Message] = []
         self.last: Figures | None = None
         self.finish_reason: str | None = None
-        self._cache = ReusableCache(model, template.tokenizer)
+        self._prefixes = PrefixCache(model, most_entries=1)
 
     @property
     def cached_tokens(self) -> int:
         """Tokens that the cache stands for."""
-        return len(self._cache.cache.tokens)
+        return sum(len(entry.cache.tokens) for entry in self._prefixes.entries)
 
     @property
     def cache_bytes(self) -> int:
         """Bytes that the cache holds."""
-        return self._cache.cache.nbytes
+        return self._prefixes.nbytes
 
     def reset(self) -> None:
         """Forget all messages."""
         self.messages.clear()
-        self._cache.clear()
+        self._prefixes.clear()
 
     def ask(self, text: str, max_tokens: int = -1, **options: Any) -> Generator[Piece, None, None]:
         """Say something and stream the answer.
@@ -83,22 +84,17 @@ class Conversation:
             max_tokens = room if max_tokens < 0 else min(max_tokens, room)
 
         tic = first = time.perf_counter()
-        reused = self._cache.adopt(prompt)
-        if not self._cache.can_be_cut:
-            self._cache.remember(prompt, self._stable(prompt, question), **options)
+        lease = self._prefixes.take(prompt, [self._stable(prompt, question)])
         parts = parts_of_answer(tokenizer, prompt)
         said: list[Piece] = []
         response: GenerationResponse | None = None
         self.last = self.finish_reason = None
-        responses = stream_generate(
-            self.model,
-            tokenizer,
-            prompt[self.cached_tokens :],
-            max_tokens,
-            prompt_cache=self._cache.cache,
-            **options,
-        )
         try:
+            self._fill(lease, **options)
+            options.pop("prompt_progress_callback", None)
+            responses = stream_generate(
+                self.model, tokenizer, prompt[-1:], max_tokens, prompt_cache=lease.cache, **options
+            )
             with closing(responses):
                 for response in responses:
                     if response.generation_tokens == 1:
@@ -110,15 +106,25 @@ class Conversation:
                 said.append(Piece(*piece))
                 yield said[-1]
         finally:
+            lease.release()
             if response is not None:
                 self.last = replace(
                     Figures.of(response),
                     first_token_seconds=first - tic,
                     prompt_tokens=len(prompt),
-                    reused_tokens=reused,
+                    reused_tokens=lease.cached,
                 )
                 self.finish_reason = response.finish_reason
                 self.messages += [question, _answer(said)]
+
+    def _fill(self, lease: Lease, **options: Any) -> None:
+        """Run what the cache lacks of the prompt, all but its last token."""
+        told = options.get("prompt_progress_callback") or (lambda done, total: None)
+        of_cache = ("prefill_step_size", "kv_bits", "kv_group_size", "quantized_kv_start")
+        settings = Options(**{name: options[name] for name in of_cache if name in options})
+        with closing(lease.fill(settings)) as chunks:
+            for chunk in chunks:
+                told(chunk.done, chunk.total)
 
     def _stable(self, prompt: list[int], question: Message) -> int:
         """How much of a prompt the next one will surely begin with.

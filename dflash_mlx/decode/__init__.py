@@ -1,7 +1,7 @@
 """The algorithm: the decode loop, acceptance, verify length and statistics."""
 
 from dflash_mlx.decode.acceptance import LogitsProcessor
-from dflash_mlx.decode.cache import BorrowedCache, PromptCache
+from dflash_mlx.decode.cache import BorrowedCache, Moment, PromptCache
 from dflash_mlx.decode.costs import costs_file
 from dflash_mlx.decode.emission import Token
 from dflash_mlx.decode.loop import Decoder, Options, Prefilled
@@ -12,6 +12,7 @@ __all__ = [
     "BorrowedCache",
     "Decoder",
     "LogitsProcessor",
+    "Moment",
     "Options",
     "Prefilled",
     "PromptCache",

@@ -2,14 +2,42 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache as make_target_cache
 
 from dflash_mlx.draft import Context
+from dflash_mlx.draft.context import ContextMark
 from dflash_mlx.errors import InvalidCache
+from dflash_mlx.target import (
+    Snapshot,
+    can_rewind,
+    cut,
+    fork,
+    keeps_rows,
+    restore,
+    rewind,
+    snapshot,
+)
 from dflash_mlx.target.caches import COUNTING, leaves, rule_of
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a prompt cache: `count` tokens, and what they left behind."""
+
+    count: int
+    target: Snapshot
+    context: ContextMark
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held besides the cache's own, once it has changed."""
+        return self.target.nbytes + self.context.nbytes
 
 
 class PromptCache:
@@ -19,6 +47,9 @@ class PromptCache:
     middle of a forward the caches are invalid; the next use says so and fills them again.
 
     As a sequence it is the target's caches, so that mlx_lm's own functions take it, too.
+
+    `prompt_begin` is for callers that run a prompt in parts: how many tokens the cache stood for
+    when the prompt began whose rest is run next, so that logits processors see all of it.
     """
 
     def __init__(self, target: list[Any], context: Context):
@@ -26,6 +57,7 @@ class PromptCache:
         self.context = context
         self.tokens: list[int] = []
         self.valid = True
+        self.prompt_begin: int | None = None
 
     def invalidate(self) -> None:
         """Mark the caches as left in an unknown state."""
@@ -82,6 +114,62 @@ class PromptCache:
 
     def __setitem__(self, index: Any, cache: Any) -> None:
         self.target[index] = cache
+
+    def moment(self) -> Moment:
+        """Remember this moment, between two generations; until a return the cache may only grow."""
+        return Moment(len(self.tokens), snapshot(self.target), self.context.mark())
+
+    def holds(self, count: int) -> bool:
+        """Whether `rewind(count)` leaves all that a cache run afresh would have."""
+        return can_rewind(self.target, count) and self.context.holds(count)
+
+    def rewind(self, count: int) -> None:
+        """Go back to the first `count` tokens.
+
+        Raises:
+            InvalidCache: it does not hold what they left behind; it is as it was.
+        """
+        rewind(self.target, count)
+        self.context.rewind(count)
+        del self.tokens[count:]
+
+    def restore(self, moment: Moment) -> None:
+        """Go back to a moment of this cache.
+
+        Raises:
+            InvalidCache: it has changed its kind since, or was cut; it is as it was.
+        """
+        restore(self.target, moment.target)
+        self.context.reset(moment.context)
+        del self.tokens[moment.count :]
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether it can go back to any prefix, however far it has come."""
+        limited = any(group.limit is not None for group in self.context.groups)
+        return not limited and keeps_rows(self.target)
+
+    def cut(self, count: int) -> Moment:
+        """The moment when it had `count` tokens, for targets that keep every row.
+
+        Raises:
+            InvalidCache: this one does not, or the draft's context has dropped what was seen then.
+        """
+        if not self.context.holds(count):
+            raise InvalidCache(f"The draft's context cannot be cut to {count} positions.")
+        return Moment(count, cut(self.target, count), self.context.cut(count))
+
+    def fork(self, moment: Moment) -> "PromptCache":
+        """Another cache that stands at a moment of this one, rows copied.
+
+        Raises:
+            InvalidCache: where `restore` would.
+        """
+        with mx.stream(generation_stream):
+            other = PromptCache(fork(self.target, moment.target), self.context.fork(moment.context))
+            mx.eval([c.state for c in other.target], other.context.arrays)
+        other.tokens = self.tokens[: moment.count]
+        return other
 
     @property
     def nbytes(self) -> int:

@@ -114,22 +114,20 @@ class Decoder:
                     yield from step
 
     def steps(
-        self, prompt: list[int], refill: Sequence[int] = (), *, whole_history: bool = False
+        self, prompt: list[int], refill: Sequence[int] = ()
     ) -> Generator[Prefilled | Iterator[Token], None, None]:
         """`run` in turns that another sequence may come between: prefill chunks, then cycles.
 
         A cycle's tokens come as an iterator that waits for the device. They are emitted as they are
         taken; a caller that takes fewer than all ends the generation.
-
-        Args:
-            prompt, refill: as for `run`.
-            whole_history: show logits processors everything that the cache stands for, rather than
-                the tokens from this prompt on.
         """
         with self._interrupts:
             try:
                 refill = list(refill)
-                self._history_start = 0 if whole_history else self._history_start + len(refill)
+                self._history_start += len(refill)
+                if self.cache.prompt_begin is not None:
+                    self._history_start = self.cache.prompt_begin
+                    self.cache.prompt_begin = None
                 yield from self._prefill([*refill, *prompt])
                 self.cache.tokens.append(prompt[-1])
                 waiting = self.plain_forward(mx.array(prompt[-1:]))

@@ -1,5 +1,7 @@
 """The draft's memory: projected keys and values of committed positions."""
 
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +12,8 @@ class LayerGroup:
 
     `keys` and `values` are [layers, Hkv, capacity, D]; the remembered positions lie in buffer rows
     0 .. length, in order. Without a limit that is every position. With one it is the first `sinks`
-    positions and at least the last `limit - sinks`, in a buffer that does not grow.
+    positions and at least the last `limit - sinks`, in a buffer that does not grow. The last
+    `solid` rows are of consecutive positions.
     """
 
     step = 256
@@ -25,7 +28,7 @@ class LayerGroup:
         sinks: int = 0,
     ):
         self.limit, self.sinks = limit, sinks
-        self.length = 0
+        self.length = self.solid = 0
         rows = self.step if limit is None else limit + self.step
         self.keys = mx.zeros((layers, heads, rows, dim), dtype)
         self.values = mx.zeros((layers, heads, rows, dim), dtype)
@@ -37,12 +40,23 @@ class LayerGroup:
         return layers, heads, dim, self.keys.dtype, self.limit, self.sinks
 
     def wanted(self, rows: int) -> list[tuple[int, int]]:
-        """Of the next `rows` positions, those worth appending: (start, stop) pairs in order."""
+        """Of the next `rows` positions, those worth appending: (start, stop) pairs in order.
+
+        They must then be appended: what is left out ends the run of consecutive rows.
+        """
         if self.limit is None:
             return [(0, rows)]
         first = min(max(self.sinks - self.length, 0), rows)
         last = max(rows - (self.limit - self.sinks), first)
-        return [(0, rows)] if first == last else [(0, first), (last, rows)]
+        if first == last:
+            return [(0, rows)]
+        self.solid = -first
+        return [(0, first), (last, rows)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return self.keys.nbytes + self.values.nbytes
 
     def append(self, keys: mx.array, values: mx.array) -> None:
         """Add rows [layers, Hkv, n, D] in place."""
@@ -55,11 +69,42 @@ class LayerGroup:
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
         self.length = end
+        self.solid += rows
 
     def reserve(self, rows: int) -> None:
         """Make room for so many more rows at once, rather than bit by bit."""
         if self.limit is None and self.length + rows > self.keys.shape[2]:
             self._make_room(rows)
+
+    def mark(self) -> "GroupMark":
+        """Remember this moment. A limited buffer is held, and copied when it changes next."""
+        if self.limit is None:
+            return GroupMark(self.length, self.solid)
+        return GroupMark(self.length, self.solid, copy(self.keys), copy(self.values))
+
+    def reset(self, mark: "GroupMark") -> None:
+        """Return to a moment; a group without a limit must not have been cut below it since."""
+        self.length, self.solid = mark.length, mark.solid
+        if mark.keys is not None and mark.values is not None:
+            self.keys, self.values = copy(mark.keys), copy(mark.values)
+
+    def fork(self, mark: "GroupMark") -> "LayerGroup":
+        """Another group that stands at a moment of this one; rows are copied."""
+        other = copy(self)
+        other.reset(mark)
+        if self.limit is None:
+            other.keys = mx.contiguous(self.keys[:, :, : mark.length])
+            other.values = mx.contiguous(self.values[:, :, : mark.length])
+        return other
+
+    def holds(self, offset: int, end: int) -> bool:
+        """Whether a context cut from position `end` to `offset` has all that one run afresh has."""
+        left = self.solid - (end - offset)
+        return left >= (offset if self.limit is None else min(offset, self.limit - self.sinks))
+
+    def cut(self, rows: int) -> None:
+        """Forget the last rows."""
+        self.length, self.solid = max(self.length - rows, 0), max(self.solid - rows, 0)
 
     def _make_room(self, rows: int) -> None:
         if self.limit is None:
@@ -71,6 +116,8 @@ class LayerGroup:
         self.keys = self._moved(self.keys, kept, capacity)
         self.values = self._moved(self.values, kept, capacity)
         self.length = kept
+        if self.limit is not None and kept > self.sinks:
+            self.solid = min(self.solid, kept - self.sinks)
 
     def _moved(self, old: mx.array, kept: int, capacity: int) -> mx.array:
         layers, heads, _, dim = old.shape
@@ -80,6 +127,30 @@ class LayerGroup:
         recent = kept - sinks
         new[:, :, sinks:kept] = old[:, :, self.length - recent : self.length]
         return new
+
+
+@dataclass(frozen=True)
+class GroupMark:
+    """A moment of a group: its rows, and the buffers where it has a limit."""
+
+    length: int
+    solid: int
+    keys: mx.array | None = None
+    values: mx.array | None = None
+
+
+@dataclass(frozen=True)
+class ContextMark:
+    """A moment of a context."""
+
+    offset: int
+    groups: tuple[GroupMark, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held besides the context's own."""
+        arrays = [a for g in self.groups for a in (g.keys, g.values) if a is not None]
+        return sum(a.nbytes for a in arrays)
 
 
 class Context:
@@ -101,18 +172,45 @@ class Context:
     def rewind(self, offset: int) -> None:
         """Forget positions from `offset` on; a windowed group then holds what it still has."""
         for group in self.groups:
-            group.length = max(0, group.length - (self.offset - offset))
+            group.cut(self.offset - offset)
         self.offset = offset
 
     def restart(self, offset: int) -> None:
         """Forget everything; the next rows stand at `offset`."""
         for group in self.groups:
-            group.length = 0
+            group.cut(group.length)
         self.offset = offset
 
     def resembles(self, other: "Context") -> bool:
         """Whether both are of one draft, as far as shapes can tell."""
         return [g.kind for g in self.groups] == [g.kind for g in other.groups]
+
+    def mark(self) -> ContextMark:
+        """Remember this moment; until a return the context may only grow."""
+        return ContextMark(self.offset, tuple(group.mark() for group in self.groups))
+
+    def cut(self, offset: int) -> ContextMark:
+        """What cutting to `offset` positions would leave; `holds` says whether that is enough."""
+        rows, marks = self.offset - offset, [group.mark() for group in self.groups]
+        shorter = (replace(m, length=m.length - rows, solid=m.solid - rows) for m in marks)
+        return ContextMark(offset, tuple(shorter))
+
+    def reset(self, mark: ContextMark) -> None:
+        """Return to a moment."""
+        self.offset = mark.offset
+        for group, one in zip(self.groups, mark.groups, strict=True):
+            group.reset(one)
+
+    def fork(self, mark: ContextMark) -> "Context":
+        """Another context that stands at a moment of this one; rows are copied."""
+        pairs = zip(self.groups, mark.groups, strict=True)
+        other = Context([group.fork(one) for group, one in pairs])
+        other.offset = mark.offset
+        return other
+
+    def holds(self, offset: int) -> bool:
+        """Whether cut to `offset` positions it has all that a context run afresh has."""
+        return all(group.holds(offset, self.offset) for group in self.groups)
 
     @property
     def arrays(self) -> list[mx.array]:

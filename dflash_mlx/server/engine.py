@@ -13,10 +13,12 @@ from mlx_lm.generate import generation_stream, wired_limit
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.conversation.positions import max_positions
+from dflash_mlx.conversation.prefixes import PrefixCache
 from dflash_mlx.decode import Options
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.server.job import Busy, Failed, Figures, Finished, Job, Ticket, TooLong
+from dflash_mlx.server.memory import Memory, OutOfMemory
 from dflash_mlx.server.scheduler import Scheduler
 from dflash_mlx.server.turns import Listener, Sequence
 
@@ -40,6 +42,14 @@ class Totals:
     target_forwards: int = 0
     proposed: int = 0
     accepted: int = 0
+    cache_bytes: int = 0
+    cache_entries: int = 0
+    evicted: int = 0
+
+    def note(self, prefixes: PrefixCache) -> None:
+        """Take down what the prefix cache holds."""
+        self.cache_bytes, self.cache_entries = prefixes.nbytes, len(prefixes.entries)
+        self.evicted = prefixes.evicted
 
     def count(self, event: Finished | Failed) -> None:
         """Count a request that ended."""
@@ -148,7 +158,7 @@ class Engine:
         """Put a job in the queue.
 
         Raises:
-            TooLong: the prompt leaves no position to write at.
+            TooLong: the prompt leaves no position to write at, or its caches cannot fit.
             Busy: the queue is full.
             DFlashError: something in the job cannot be meant, or the engine has ended.
         """
@@ -186,6 +196,7 @@ class Engine:
                 length,
                 most,
             )
+        self._memory.check(job)
 
     def _retry_after(self) -> int:
         """Seconds until the queue has likely moved on by one place."""
@@ -205,6 +216,7 @@ class Engine:
     def _serve(self) -> None:
         try:
             self.model, self.tokenizer = self._load()
+            self._memory = Memory(self.model, self._options, self.cache_bytes)
             self.alive = True
         except BaseException as error:
             self._problem = error
@@ -228,7 +240,7 @@ class Engine:
                 gone = [w for w in self._waiting if w.ticket.cancelled]
                 for waiting in gone:
                     self._waiting.remove(waiting)
-                while self._waiting and self.active < self.max_active:
+                while self._waiting and self._has_place(self._waiting[0].ticket.job):
                     waiting = self._waiting.popleft()
                     self._scheduler.add(self._begin(waiting))
                 if gone or self._scheduler.sequences:
@@ -239,13 +251,18 @@ class Engine:
             self._tell(waiting.listener, Finished("cancelled", waiting.figures))
         return True
 
+    def _has_place(self, job: Job) -> bool:
+        running = [s.ticket.job for s in self._scheduler.sequences]
+        return not running or (len(running) < self.max_active and self._memory.fits(job, running))
+
     def _begin(self, waiting: _Waiting) -> Sequence:
         options = replace(
             self._options,
             stop_tokens=self._options.stop_tokens or frozenset(self.tokenizer.eos_token_ids),
         )
         return Sequence(
-            self.model,
+            self._memory,
+            self.tokenizer,
             waiting.ticket,
             waiting.listener,
             waiting.submitted,
@@ -266,6 +283,16 @@ class Engine:
         else:
             if not more:
                 self._end(sequence, None)
+            elif sequence.has_grown():
+                self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Where what runs has outgrown the bound, the latest comer ends."""
+        try:
+            self._memory.check_running()
+        except OutOfMemory as error:
+            latest = self._scheduler.sequences[-1]
+            self._end(latest, Failed(str(error), latest.figures))
 
     def _end(self, sequence: Sequence, event: Finished | Failed | None) -> None:
         """Take a sequence's place away and tell its owner the last it will hear."""
@@ -279,6 +306,7 @@ class Engine:
             seconds = time.perf_counter() - sequence.submitted - sequence.figures.queued_s
             self._usual_seconds += 0.2 * (seconds - self._usual_seconds)
         self.totals.count(event)
+        self.totals.note(self._memory.prefixes)
         self._tell(sequence.listener, event)
 
     def _end_all(self) -> None:

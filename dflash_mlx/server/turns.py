@@ -8,11 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import make_decoder
 from dflash_mlx.conversation.positions import max_positions
-from dflash_mlx.decode import Decoder, Options, Prefilled, Token
-from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.conversation.prefixes import Lease, Parting
+from dflash_mlx.decode import Decoder, Options, Prefilled, PromptCache, Token
 from dflash_mlx.server.job import (
     EmittedToken,
     Figures,
@@ -22,6 +23,7 @@ from dflash_mlx.server.job import (
     Ticket,
     Tokens,
 )
+from dflash_mlx.server.memory import Memory
 
 Listener = Callable[[Any], None]
 
@@ -39,7 +41,8 @@ class Sequence:
 
     def __init__(
         self,
-        model: SpeculativeModel,
+        memory: Memory,
+        tokenizer: TokenizerWrapper,
         ticket: Ticket,
         listener: Listener,
         submitted: float,
@@ -48,7 +51,11 @@ class Sequence:
     ):
         self.ticket, self.prefilling = ticket, True
         self.listener = listener
-        self._model, self._options, self._chunk = model, options, chunk
+        self._memory, self._tokenizer = memory, tokenizer
+        self._model = memory.prefixes.model
+        self._options, self._chunk = options, chunk
+        self._cache: PromptCache | None = None
+        self._steps = 0
         self.submitted = submitted
         prompt_tokens = len(ticket.job.prompt)
         queued = time.perf_counter() - submitted
@@ -71,35 +78,57 @@ class Sequence:
         if self._decoder is not None:
             self._decoder.spoil()
 
+    def has_grown(self) -> bool:
+        """Whether its caches are longer by a step of their buffers than when asked last."""
+        steps = len(self._cache.tokens) // 256 if self._cache else 0
+        before, self._steps = self._steps, steps
+        return steps != before
+
     def close(self) -> None:
         """End it where it stands."""
         self._turns.close()
 
     def _run(self, job: Job) -> Generator[bool, None, None]:
-        prompt = list(job.prompt)
-        options = self._settle(job)
-        cache = self._model.make_cache()
-        cached = len(cache.tokens)
-        self.figures = replace(self.figures, cached=cached)
-        self.listener(Started(cached))
+        prompt, options = list(job.prompt), self._settle(job)
+        lease = self._memory.prefixes.take(prompt, job.boundaries)
+        try:
+            self._cache = lease.cache
+            self._memory.make_room(job, lease.cache.nbytes)
+            self.figures = replace(self.figures, cached=lease.cached)
+            self.listener(Started(lease.cached, self._missed(lease.parting)))
+            yield from self._prefill(lease, options)
+            self._decoder = make_decoder(self._model, lease.cache, options, job.verify_length)
+            with closing(self._decoder.steps(prompt[-1:])) as steps:
+                for step in steps:
+                    if not isinstance(step, Prefilled):
+                        self._emit(step, self._decoder, job)
+                        yield True
+            stopped = self.ticket.stop_at is not None
+            stopped |= lease.cache.tokens[-1] in options.stop_tokens
+            self.ending = Finished("stop" if stopped else "length", self.figures)
+        finally:
+            self._decoder = None
+            lease.release()
+
+    def _prefill(self, lease: Lease, options: Options) -> Generator[bool, None, None]:
         started = time.perf_counter()
-        filler = make_decoder(self._model, cache, options, None)
-        with closing(filler.fill(prompt[cached:-1], self._chunk)) as chunks:
+        with closing(lease.fill(options, self._chunk)) as chunks:
             for chunk in chunks:
                 self.run_tokens = chunk.done
                 seconds = time.perf_counter() - started
                 self.figures = replace(self.figures, prompt_tps=chunk.done / seconds)
-                self.listener(Prefilled(cached + chunk.done, len(prompt)))
+                self.listener(Prefilled(lease.cached + chunk.done, self.figures.prompt_tokens))
                 yield True
         self.prefilling = False
-        self._decoder = make_decoder(self._model, cache, options, job.verify_length)
-        with closing(self._decoder.steps(prompt[-1:], whole_history=True)) as steps:
-            for step in steps:
-                if not isinstance(step, Prefilled):
-                    self._emit(step, self._decoder, job)
-                    yield True
-        stopped = self.ticket.stop_at is not None or cache.tokens[-1] in options.stop_tokens
-        self.ending = Finished("stop" if stopped else "length", self.figures)
+
+    def _missed(self, parting: Parting | None) -> str | None:
+        if parting is None:
+            return None
+        before, now = (self._tokenizer.decode(list(ids)) for ids in (parting.before, parting.now))
+        return (
+            f"parts from an earlier prompt at token {parting.at}, with {now!r} instead of "
+            f"{before!r}; {parting.usable} tokens are used again"
+        )
 
     def _settle(self, job: Job) -> Options:
         sampling = job.sampling

@@ -1,7 +1,16 @@
 """The target as DFlash sees it: embedding, head, taps, and a cache that can be taken back."""
 
-from dflash_mlx.target.caches import rolls_back_by
-from dflash_mlx.target.rewind import Snapshot, can_rewind, restore, rewind, snapshot
+from dflash_mlx.target.caches import rolls_back_by, rows_of
+from dflash_mlx.target.rewind import (
+    Snapshot,
+    can_rewind,
+    cut,
+    fork,
+    keeps_rows,
+    restore,
+    rewind,
+    snapshot,
+)
 from dflash_mlx.target.transaction import Transaction
 from dflash_mlx.target.view import TargetView
 
@@ -10,8 +19,12 @@ __all__ = [
     "TargetView",
     "Transaction",
     "can_rewind",
+    "cut",
+    "fork",
+    "keeps_rows",
     "restore",
     "rewind",
     "rolls_back_by",
+    "rows_of",
     "snapshot",
 ]

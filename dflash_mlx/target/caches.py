@@ -201,3 +201,21 @@ def rolls_back_by(leaf: Any) -> str:
     knows.
     """
     return rule_of(leaf).name
+
+
+def rows_of(cache: Iterable[Any]) -> list[tuple[Any, int, int | None]]:
+    """Each leaf with the rows that its buffers have room for now, and the most that stay.
+
+    No rows where they do not grow with the sequence, or nobody knows how; no most where they grow
+    without end.
+    """
+    found: list[tuple[Any, int, int | None]] = []
+    for leaf in leaves(cache):
+        rule, keys = rule_of(leaf), getattr(leaf, "keys", None)
+        if rule not in (OFFSET, ROWS, CHUNKED, RING) or keys is None:
+            found.append((leaf, 0, None))
+            continue
+        rows = (keys if isinstance(keys, mx.array) else keys[0]).shape[-2]
+        most = {RING: "max_size", CHUNKED: "chunk_size"}.get(rule)
+        found.append((leaf, rows, None if most is None else getattr(leaf, most)))
+    return found

@@ -4,11 +4,26 @@ Caches that keep every row can be cut anywhere (`can_rewind`, `rewind`). The oth
 a moment that was remembered (`snapshot`, `restore`).
 """
 
+from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
+from mlx_lm.models.cache import CacheList
+
 from dflash_mlx.errors import InvalidCache
-from dflash_mlx.target.caches import CHUNKED, OFFSET, RING, ROWS, Rule, alias, leaves, rule_of
+from dflash_mlx.target.caches import (
+    CHUNKED,
+    OFFSET,
+    RING,
+    ROWS,
+    STATE,
+    Rule,
+    alias,
+    leaves,
+    rule_of,
+)
 
 
 def can_rewind(cache: list[Any], n_tokens: int | None = None) -> bool:
@@ -75,6 +90,11 @@ class Snapshot:
 
     marks: list[tuple[Rule, type, Any]]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held besides the cache's own, once it has changed."""
+        return sum(_nbytes(mark) for _, _, mark in self.marks)
+
 
 def snapshot(cache: list[Any]) -> Snapshot:
     """Remember this moment; afterwards the cache may only be extended or taken back to it."""
@@ -89,6 +109,77 @@ def restore(cache: list[Any], moment: Snapshot) -> None:
     Raises InvalidCache, with the cache untouched, when the cache was quantized or cut since.
     """
     found = leaves(cache)
+    _check(found, moment)
+    for leaf, (rule, _, mark) in zip(found, moment.marks, strict=True):
+        # Handles of their own: the cache will change them, the snapshot must not.
+        rule.reset(leaf, alias(mark))
+
+
+def keeps_rows(cache: list[Any]) -> bool:
+    """Whether every leaf keeps all rows, so that it can be cut anywhere."""
+    return all(rule_of(leaf) in (OFFSET, ROWS) for leaf in leaves(cache))
+
+
+def cut(cache: list[Any], n_tokens: int) -> Snapshot:
+    """The moment at which a cache that keeps every row had n_tokens tokens.
+
+    Raises InvalidCache for any other cache, or where it never had so many.
+    """
+    found = leaves(cache)
+    if not keeps_rows(cache) or not all(_holds(leaf, n_tokens) for leaf in found):
+        raise InvalidCache(f"This prompt cache cannot be cut to {n_tokens} tokens.")
+    return Snapshot([(rule_of(leaf), type(leaf), n_tokens) for leaf in found])
+
+
+def fork(cache: list[Any], moment: Snapshot) -> list[Any]:
+    """Another cache that stands at a moment of this one, which may go on meanwhile.
+
+    Rows are copied, not shared: a cache of which somebody else holds a handle would be copied whole
+    by its next update. Nothing is evaluated yet.
+
+    Raises InvalidCache where `restore` would.
+    """
+    _check(leaves(cache), moment)
+    marks = iter(moment.marks)
+    return [_forked(c, marks) for c in cache]
+
+
+def _forked(c: Any, marks: Iterator[tuple[Rule, type, Any]]) -> Any:
+    other = copy(c)
+    if type(c) is CacheList:
+        other.caches = tuple(_forked(inner, marks) for inner in c.caches)
+        return other
+    rule, _, mark = next(marks)
+    if rule in (OFFSET, ROWS):
+        other.offset = mark
+        other.keys, other.values = _rows(c.keys, mark), _rows(c.values, mark)
+    else:
+        if rule is STATE:
+            other.cache = list(c.cache)
+        rule.reset(other, alias(mark))
+    return other
+
+
+def _rows(buffer: Any, count: int) -> Any:
+    """The first rows of keys or values, on their own; a quantized buffer is a tuple of arrays."""
+    if not count or buffer is None:
+        return None
+    if isinstance(buffer, mx.array):
+        return mx.contiguous(buffer[..., :count, :])
+    return type(buffer)(_rows(part, count) for part in buffer)
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, mx.array):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return 0
+    return sum(_nbytes(v) for v in value)
+
+
+def _check(found: list[Any], moment: Snapshot) -> None:
     if [type(leaf) for leaf in found] != [cls for _, cls, _ in moment.marks]:
         raise InvalidCache(
             "This prompt cache has changed its kind since the snapshot (it was quantized, or is "
@@ -100,6 +191,3 @@ def restore(cache: list[Any], moment: Snapshot) -> None:
                 "This prompt cache was cut to less than what the snapshot stands for; "
                 "start from a new cache."
             )
-    for leaf, (rule, _, mark) in zip(found, moment.marks, strict=True):
-        # Handles of their own: the cache will change them, the snapshot must not.
-        rule.reset(leaf, alias(mark))
