@@ -1,13 +1,14 @@
-"""DFlash 2 against plain NumPy: convolutions, selector, its sparse q, and decoding with it."""
+"""DFlash 2 against plain NumPy: convolutions, the selector, and what it draws."""
 
 import math
-from collections import Counter
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from dflash_mlx.decode.sampling import Drawn, Likeliest, VisibleSampler
+from dflash_mlx.decode import make_sampler
+from dflash_mlx.decode.randomness import Draws, OwnState
+from dflash_mlx.decode.sampling import Drawn, Likeliest
 from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.draft.heads.selector import CandidateSelector
 from dflash_mlx.errors import CheckpointError
@@ -87,57 +88,37 @@ def test_proposals_over_many_cycles(variant: str, outer: dict) -> None:
             Likeliest(),
         )
         assert proposals.tokens.tolist() == want
-        assert proposals.q is None
 
 
-def test_sampled_proposals_come_from_the_q_they_carry() -> None:
-    """q is softmax(S / T) along the drawn chain, and the draws follow it."""
-    config, temperature = config_of(), 0.7
+def test_drawn_proposals_are_those_of_their_numbers() -> None:
+    """Each is the candidate in whose share of softmax(S / T), ordered by id, the number falls."""
+    config, temperature, cycles = config_of(), 0.7, 60
     draft, tensors = random_draft(config)
     rng = np.random.default_rng(4)
-    hidden = rng.standard_normal((3, 48)) * 0.3
-    logits = rng.standard_normal((3, 64))
-    counts: Counter = Counter()
-    runs = 3000
-    mx.random.seed(1)
-    for run in range(runs):
-        proposals = draft.candidate_selector.select(
-            mx.array([9]), mx.array(hidden, mx.float32), mx.array(logits), 5, temperature
+    sampler = make_sampler(temperature)
+    draws = Draws(OwnState(1))
+    seen = set()
+    for _ in range(cycles):
+        hidden = rng.standard_normal((3, 48)) * 0.3
+        logits = rng.standard_normal((3, 64))
+        proposals = draft.head.select(
+            mx.array([9]), mx.array(hidden, mx.float32), mx.array(logits), 5, Drawn(sampler, draws)
         )
-        tokens = proposals.tokens.tolist()
-        counts[tokens[0]] += 1
-        if run >= 40:
-            continue
         before = 9
-        for t, token in enumerate(tokens):
+        for t, token in enumerate(proposals.tokens.tolist()):
             scores = plain_draft.select(tensors, before, hidden[t : t + 1], logits[t : t + 1], 5)[
                 1
             ][0]
             total = sum(math.exp(s / temperature) for s in scores.values())
-            q = dict(zip(proposals.support[t].tolist(), proposals.q[t].tolist(), strict=True))
-            assert q.keys() == scores.keys() and token in q
-            for b, s in scores.items():
-                assert q[b] == pytest.approx(math.exp(s / temperature) / total, abs=1e-5)
+            q = {b: math.exp(scores[b] / temperature) / total for b in sorted(scores)}
+            below = sum(p for b, p in q.items() if b < token)
+            number = draws.uniform(3)[t, -1].item()
+            assert below - 1e-5 <= number <= below + q[token] + 1e-5
+            assert proposals.confidence[t].item() == pytest.approx(q[token], abs=1e-5)
+            seen.add(sorted(scores).index(token))
             before = token
-    scores = plain_draft.select(tensors, 9, hidden[:1], logits[:1], 5)[1][0]
-    total = sum(math.exp(s / temperature) for s in scores.values())
-    for b, s in scores.items():
-        p = math.exp(s / temperature) / total
-        # Five standard deviations: a false alarm in about two million.
-        assert abs(counts[b] / runs - p) < 5 * math.sqrt(p * (1 - p) / runs)
-
-
-def test_temperature_decides_whether_tokens_are_drawn() -> None:
-    draft, _ = random_draft(config_of())
-    context = draft.make_context()
-    draft.extend(context, mx.random.normal((1, 9, TAPS * 48)))
-    table = mx.random.normal((64, 48))
-    sampler = VisibleSampler(0.8, 0.0, 0.0, 1, 0, 0.0, 0.1, None)
-    drawn = draft.propose(
-        mx.array([3]), context, 4, lambda t: table[t], lambda h: h @ table.T, Drawn(sampler)
-    )
-    assert drawn.q.shape == drawn.support.shape == (4, 5)
-    assert mx.allclose(drawn.q.sum(axis=-1), mx.ones(4), atol=1e-5)
+        draws.move(3)
+    assert seen == set(range(5))
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ class Recorder(Likeliest):
         self.rows: list[np.ndarray] = []
         self.forced = forced
 
-    def __call__(self, logits: mx.array) -> Proposals:
+    def __call__(self, logits: mx.array, position: int = 0) -> Proposals:
         first = len(self.rows)
         self.rows += list(np.array(logits))
         if self.forced is None:

@@ -1,18 +1,17 @@
-"""Which proposals the target agrees with, and the token that follows them.
+"""Which proposals are accepted: those that plain decoding would have emitted in their place.
 
-Each rule is exact: greedy gives the target's argmax chain, the others leave the target's own
-sampling distribution unchanged, whatever the draft proposes.
+That is the argmax, or the token drawn with the keys that plain decoding would have used for it. So
+the text is plain decoding's own, whatever is proposed and however much of it is verified.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import mlx.core as mx
-from mlx_lm.sample_utils import greedy_sampler
 
 from dflash_mlx.decode.phases import phase
-from dflash_mlx.decode.sampling import Sampler, VisibleSampler
+from dflash_mlx.decode.plain import PlainChoice
 from dflash_mlx.draft import Proposals
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
@@ -37,7 +36,12 @@ class Verdict:
 
 
 class AcceptanceRule(Protocol):
-    """Judges proposals [m] by the target's logits [m + 1, V]."""
+    """Judges proposals [m] by the target's logits [m + 1, V].
+
+    `at_once` says whether samplers and processors need not be called token by token.
+    """
+
+    at_once: bool
 
     def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
         """Synchronises with the device.
@@ -68,103 +72,39 @@ def leading(agree: mx.array) -> mx.array:
     return mx.cumprod(agree.astype(mx.int32)).sum(keepdims=True)
 
 
-class GreedyAcceptance:
-    """A proposal is accepted when it is the target's own argmax."""
+class AtOnce:
+    """Chooses all rows together and reads the verdict once."""
+
+    at_once = True
+
+    def __init__(self, choice: PlainChoice):
+        self.choice = choice
 
     def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
         logprobs = log_probabilities(logits)
-        choices = mx.argmax(logprobs, axis=-1).astype(mx.int32)
+        choices = self.choice(logprobs)
         n = leading(proposals.tokens == choices[:-1])
         count, *chosen = read(n, choices)
+        self.choice.move(count + 1)
         return Verdict(chosen[: count + 1], logprobs)
-
-
-class SpeculativeSampling:
-    """Leviathan et al. 2023: accept d ~ q with probability min(1, p(d) / q(d))."""
-
-    def __init__(self, sampler: VisibleSampler):
-        self.sampler = sampler
-
-    def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
-        logprobs = log_probabilities(logits)
-        p = self.sampler.probabilities(logprobs)
-        n, following = accept_or_resample(p, proposals)
-        count, last, *proposed = read(n, following, proposals.tokens)
-        return Verdict([*proposed[:count], last], logprobs)
-
-
-def accept_or_resample(p: mx.array, proposals: Proposals) -> tuple[mx.array, mx.array]:
-    """Speculative sampling over one block.
-
-    Args:
-        p: [m + 1, V] the target's distributions, float32.
-        proposals: m tokens d_i drawn from q_i.
-
-    Returns:
-        n [1], how many proposals are accepted, and the token that follows them [1]: drawn from
-        normalised (p_n - q_n)+ after a rejection, from p_m after none. Both int32.
-    """
-    d = proposals.tokens[:, None]
-    m = d.shape[0]
-    p_d = mx.take_along_axis(p[:m], d, axis=-1)[:, 0]
-    n = leading(accepts(p_d, _q_of(d, proposals)))
-    p_n = following_row(p, n)
-    q_n = _q_row(mx.minimum(n, m - 1), proposals, p.shape[-1])
-    following = mx.random.categorical(mx.log(mx.where(n < m, residual(p_n, q_n), p_n)))
-    return n, following.astype(mx.int32)
-
-
-def accepts(p_d: mx.array, q_d: mx.array) -> mx.array:
-    """Whether each proposal passes, with probability min(1, p(d) / q(d)): boolean [m]."""
-    return mx.random.uniform(shape=p_d.shape) * q_d < p_d
-
-
-def following_row(p: mx.array, n: mx.array) -> mx.array:
-    """The target's distribution behind the last accepted proposal: [1, V]."""
-    return mx.take(p, n, axis=0)
-
-
-def residual(p_n: mx.array, q_n: mx.array) -> mx.array:
-    """(p - q)+, not normalised: what a rejection leaves to draw from.
-
-    Rounding can leave nothing of it where the two are equal; p itself is right there.
-    """
-    left = mx.maximum(p_n - q_n, 0.0)
-    return mx.where(left.sum() > 0, left, p_n)
-
-
-def _q_of(d: mx.array, proposals: Proposals) -> mx.array:
-    """q_i(d_i) for tokens d [m, 1]: [m]."""
-    if proposals.q is None:
-        return mx.ones(d.shape[0])
-    if proposals.support is None:
-        return mx.take_along_axis(proposals.q, d, axis=-1)[:, 0]
-    return mx.where(proposals.support == d, proposals.q, 0.0).sum(axis=-1)
-
-
-def _q_row(i: mx.array, proposals: Proposals, vocab: int) -> mx.array:
-    """q_i as a dense row, for i [1]: [1, V]."""
-    if proposals.q is not None and proposals.support is None:
-        return mx.take(proposals.q, i, axis=0)
-    if proposals.q is None:
-        support, q = mx.take(proposals.tokens, i)[:, None], mx.ones((1, 1))
-    else:
-        support = mx.take(cast(mx.array, proposals.support), i, axis=0)
-        q = mx.take(proposals.q, i, axis=0)
-    return mx.put_along_axis(mx.zeros((1, vocab)), support, q, axis=-1)
 
 
 class RowByRow:
     """For logits processors and opaque samplers, which may keep state or draw once per call.
 
     Both are called as plain decoding calls them: one row [1, V] at a time, in order, with plain
-    decoding's token history, and never for a row after the first rejection. A visible sampler
-    still accepts by the ratio p / q, any other by equality with the token that it draws.
+    decoding's token history, never for a row behind a rejection, and once behind a stop token.
     """
 
-    def __init__(self, sampler: Sampler, processors: Sequence[LogitsProcessor]):
-        self.sampler = sampler
-        self.processors = processors
+    at_once = False
+
+    def __init__(
+        self,
+        choice: PlainChoice,
+        processors: Sequence[LogitsProcessor],
+        stop_tokens: Collection[int],
+    ):
+        self.choice, self.processors, self.stop_tokens = choice, processors, stop_tokens
 
     def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
         proposed = read(proposals.tokens)
@@ -172,45 +112,27 @@ class RowByRow:
         history = None if tokens is None else mx.concatenate([tokens, mx.array(proposed)])
         rows: list[mx.array] = []
         chosen: list[int] = []
+        stopped = False
         for i in range(m + 1):
             row = logits[i : i + 1]
             for process in self.processors:
                 row = process(cast(mx.array, history)[: known + i], row)
             rows.append(log_probabilities(row))
-            if i < m and isinstance(self.sampler, VisibleSampler):
-                accepted, token = self._test(self.sampler, rows[-1], proposals, i)
-            else:
-                (token,) = read(self.sampler(rows[-1]))
-                accepted = i < m and token == proposed[i]
+            (token,) = read(self.choice(rows[-1]))
+            self.choice.move(1)
             chosen.append(token)
-            if not accepted:
+            if i == m or token != proposed[i] or stopped:
                 break
+            stopped = token in self.stop_tokens
         return Verdict(chosen, mx.concatenate(rows))
-
-    @staticmethod
-    def _test(
-        sampler: VisibleSampler, row: mx.array, proposals: Proposals, i: int
-    ) -> tuple[bool, int]:
-        one = Proposals(
-            proposals.tokens[i : i + 1],
-            None if proposals.q is None else proposals.q[i : i + 1],
-            None if proposals.support is None else proposals.support[i : i + 1],
-        )
-        p = sampler.probabilities(row)
-        n, following = accept_or_resample(mx.concatenate([p, p]), one)
-        accepted, token, proposed = read(n, following, one.tokens)
-        return bool(accepted), proposed if accepted else token
 
 
 def acceptance_rule(
-    sampler: Sampler | None, processors: Sequence[LogitsProcessor] | None
+    choice: PlainChoice,
+    processors: Sequence[LogitsProcessor] = (),
+    stop_tokens: Collection[int] = (),
 ) -> AcceptanceRule:
-    """The rule that is exact for a sampler and makes the most of what is known of it."""
-    sampler = sampler or greedy_sampler
-    if processors:
-        return RowByRow(sampler, processors)
-    if sampler is greedy_sampler:
-        return GreedyAcceptance()
-    if isinstance(sampler, VisibleSampler):
-        return SpeculativeSampling(sampler)
-    return RowByRow(sampler, ())
+    """The cheapest rule that asks nobody more often than plain decoding does."""
+    if choice.at_once and not processors:
+        return AtOnce(choice)
+    return RowByRow(choice, processors, stop_tokens)

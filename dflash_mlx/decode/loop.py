@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
@@ -20,7 +20,9 @@ from dflash_mlx.decode.emission import Emission, Token
 from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.decode.phases import phase
-from dflash_mlx.decode.sampling import Drawn, Likeliest, Sampler, VisibleSampler
+from dflash_mlx.decode.plain import KeyedChoice, plain_choice
+from dflash_mlx.decode.randomness import RandomState, ThreadState
+from dflash_mlx.decode.sampling import Drawn, Likeliest, Sampler
 from dflash_mlx.decode.statistics import Statistics
 from dflash_mlx.draft import Choice, DFlashDraft, Proposals
 from dflash_mlx.errors import UnsupportedTarget
@@ -32,8 +34,9 @@ from dflash_mlx.target import TargetView, Transaction
 class Options:
     """How a generation runs; the names and meanings of mlx_lm's `generate_step`.
 
-    `sample_proposals` draws proposals from the draft's own distribution where the sampler's can
-    be seen; otherwise they are the draft's likeliest tokens. None leaves it to the draft.
+    `sample_proposals` draws proposals from the draft's own distribution where the sampler is from
+    our `make_sampler`; otherwise they are the draft's likeliest tokens. None leaves it to the
+    draft. `random_state` is what such a sampler draws from.
     """
 
     max_tokens: int = 256
@@ -46,6 +49,7 @@ class Options:
     quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START
     prompt_progress_callback: Callable[[int, int], None] = lambda done, total: None
     sample_proposals: bool | None = None
+    random_state: RandomState = field(default_factory=ThreadState)
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,14 @@ class Decoder:
         self.policy, self.options, self.keep_cache = policy, options, keep_cache
         self.statistics = Statistics()
         self.finished = False
-        sampler = options.sampler
-        self._rule = acceptance_rule(sampler, options.logits_processors)
+        self._plain = plain_choice(options.sampler, options.random_state)
+        self._rule = acceptance_rule(self._plain, options.logits_processors, options.stop_tokens)
         sampled = options.sample_proposals
         if sampled is None:
             sampled = draft.samples_proposals
         self._choose: Choice = Likeliest()
-        if sampled and isinstance(sampler, VisibleSampler):
-            self._choose = Drawn(sampler)
-        self._narrows = not isinstance(self._choose, Drawn)
+        if sampled and isinstance(self._plain, KeyedChoice):
+            self._choose = Drawn(self._plain.sampler, self._plain.draws)
         self._taps: Sequence[int] = draft.target_layer_ids if drafting or keep_cache else ()
         self._feed = ContextFeed(draft, cache.context)
         self._interrupts = Interrupts()
@@ -238,7 +241,7 @@ class Decoder:
                 return _floats(confidence)
 
         with phase("choice"):
-            m = self.policy.narrow(confidences if self._narrows else list)
+            m = self.policy.narrow(confidences)
         judged = self.verify(anchor, proposals.first(m)) if m else self.plain_forward(anchor)
         judged.drafted, judged.context = proposals.tokens.size, context
         judged.confidence, judged.read = confidence, read
@@ -269,7 +272,8 @@ class Decoder:
             for process in self.options.logits_processors:
                 logits = process(cast(mx.array, history), logits)
             logprobs = log_probabilities(logits)
-            token = self.options.sampler(logprobs)
+            token = self._plain(logprobs)
+            self._plain.move(1)
             _queue(token, logprobs)
             return Emission(token, logprobs, context=self._rows - 1)
 
@@ -330,6 +334,7 @@ class Decoder:
         if not self.cache.valid:
             return
         self.commit()
+        self._step_ahead()
         if not self.keep_cache:
             return
         with self._cycle():
@@ -338,6 +343,17 @@ class Decoder:
                 self._forward(mx.array(behind), self._taps)
             self._feed.rewind(self._shift + self._rows)
             mx.eval([c.state for c in self.cache.target], self.cache.context.arrays)
+
+    def _step_ahead(self) -> None:
+        """Leave samplers, processors and random state as mlx_lm does: one token ahead."""
+        if not self.statistics.emitted:
+            return
+        ahead = self.statistics.emitted + 1 - self._plain.decided
+        behind = self.cache.tokens[self._rows :]
+        if ahead <= 0 or self._rule.at_once:
+            self._plain.move(ahead)
+        elif behind:
+            self.plain_forward(mx.array(behind))
 
     def _learn(self, waiting: Emission, read: bool = False, followed: bool = False) -> None:
         """Tell the policy how a cycle went, as soon as its tokens are known."""

@@ -1,17 +1,20 @@
-"""Samplers whose distribution speculative sampling can see."""
+"""Samplers that draw with given keys, for many rows at once, and the draft's use of them."""
 
 from collections.abc import Callable
+from functools import cache
 
 import mlx.core as mx
 import mlx_lm.sample_utils as mlx_lm_samplers
 
+from dflash_mlx.decode.randomness import Draws
 from dflash_mlx.draft import Proposals
 
 Sampler = Callable[[mx.array], mx.array]
+Filter = Callable[[mx.array, mx.array], mx.array]
 
 
-class VisibleSampler:
-    """mlx_lm's sampler chain, which also tells the distribution that it draws from."""
+class KeyedSampler:
+    """mlx_lm's sampler chain, which can also draw many tokens ahead with keys of their own."""
 
     def __init__(
         self,
@@ -35,44 +38,102 @@ class VisibleSampler:
             xtc_threshold,
             xtc_special_tokens,
         )
-        self._filters: list[Callable[[mx.array], mx.array]] = []
+        # XTC tosses its coin before the token is drawn.
+        self.draws_per_token = 2 if xtc_probability > 0.0 else 1
+        self._filters: list[Filter] = []
         if 0 < top_p < 1.0:
-            self._filters.append(lambda x: mlx_lm_samplers.apply_top_p(x, top_p))
+            self._filters.append(lambda x, _: mlx_lm_samplers.apply_top_p(x, top_p))
         if min_p != 0.0:
             self._filters.append(
-                lambda x: mlx_lm_samplers.apply_min_p(x, min_p, min_tokens_to_keep)
+                lambda x, _: mlx_lm_samplers.apply_min_p(x, min_p, min_tokens_to_keep)
             )
         if xtc_probability > 0.0:
-            special = xtc_special_tokens or []
-            self._filters.append(lambda x: _xtc(x, xtc_probability, xtc_threshold, special))
+            self._filters.append(_xtc(xtc_probability, xtc_threshold, xtc_special_tokens or []))
         if top_k > 0:
-            self._filters.append(lambda x: mlx_lm_samplers.apply_top_k(x, top_k))
+            self._filters.append(lambda x, _: mlx_lm_samplers.apply_top_k(x, top_k))
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        """Draw as mlx_lm does: log-probabilities [B, V] -> tokens [B]."""
+        """Draw as mlx_lm does, from MLX's random state: log-probabilities [B, V] -> tokens [B]."""
         return self._draw(logprobs)
 
-    def probabilities(self, logprobs: mx.array) -> mx.array:
-        """The distribution that a call draws from, for each row on its own.
-
-        Where XTC is on, its coin is tossed once per row, and the row's distribution is the one
-        that the coin left.
+    def filtered(self, logprobs: mx.array, uniform: mx.array) -> mx.array:
+        """What of each row may be drawn at all; the rest is -inf: [n, V] -> [n, V].
 
         Args:
-            logprobs: [n, V] untempered log-probabilities.
-
-        Returns:
-            [n, V] float32, each row summing to one.
+            logprobs: untempered log-probabilities.
+            uniform: [n, draws_per_token], each row's numbers; XTC tosses its coin with the first.
         """
         for apply in self._filters:
-            logprobs = apply(logprobs)
-        return mx.softmax(logprobs.astype(mx.float32) * (1.0 / self.temp), axis=-1, precise=True)
+            logprobs = apply(logprobs, uniform)
+        return logprobs
+
+    def ahead(self, logprobs: mx.array, draws: Draws) -> mx.array:
+        """The next tokens [n], each drawn from its row [n, V] with its own keys.
+
+        Row by row, and `draws` moved in between, they would be the same.
+        """
+        n = logprobs.shape[0]
+        uniform = draws.uniform(n)
+        logprobs = self.filtered(logprobs, uniform)
+        if draws_by_inverse_cdf():
+            return drawn(logprobs, uniform[:, -1], self.temp)
+        keys = draws.keys(n)
+        rows = [
+            mx.random.categorical(logprobs[i : i + 1] * (1.0 / self.temp), key=keys[i, -1])
+            for i in range(n)
+        ]
+        return mx.concatenate(rows)
 
 
-def _xtc(logprobs: mx.array, probability: float, threshold: float, special: list[int]) -> mx.array:
-    heads = mx.random.uniform(shape=(logprobs.shape[0], 1)) <= probability
-    # With probability one, mlx_lm's own coin always falls the same way.
-    return mx.where(heads, mlx_lm_samplers.apply_xtc(logprobs, 1.0, threshold, special), logprobs)
+@mx.compile
+def drawn(logits: mx.array, uniform: mx.array, temp: float) -> mx.array:
+    """Draw from each row of logits [n, V] with its own number from [0, 1), [n]: tokens [n].
+
+    That is how `mx.random.categorical` draws from a single row: the token in whose share of the
+    cumulative weights the number falls. From several rows at once it draws in another way.
+    """
+    logits = (logits * (1.0 / temp)).astype(mx.float32)
+    most = logits.max(axis=-1, keepdims=True)
+    weights = mx.where(mx.isinf(most), logits == most, mx.exp(logits - most))
+    before = mx.cumsum(weights, axis=-1, inclusive=False)
+    at = uniform[:, None] * weights.sum(axis=-1, keepdims=True)
+    return (before <= at).sum(axis=-1) - 1
+
+
+@cache
+def draws_by_inverse_cdf() -> bool:
+    """Whether this MLX draws from single rows as `drawn` does.
+
+    Should another version draw otherwise, rows are drawn one by one, by MLX itself.
+    """
+    rows = 4 * mx.random.normal((32, 64), key=mx.random.key(0))
+    keys = mx.random.split(mx.random.key(1), 32)
+    want = [mx.random.categorical(rows[i : i + 1], key=keys[i]) for i in range(32)]
+    uniform = mx.vmap(lambda key: mx.random.uniform(0, 1, key=key))(keys)
+    return bool(mx.array_equal(drawn(rows, uniform, 1.0), mx.concatenate(want)).item())
+
+
+def _xtc(probability: float, threshold: float, special: list[int]) -> Filter:
+    """mlx_lm's `apply_xtc` with a coin for each row.
+
+    Raises:
+        ValueError: as mlx_lm's.
+    """
+    if not 0 <= threshold <= 0.5:
+        raise ValueError(f"xtc_threshold is {threshold}; give a number from 0 to 0.5.")
+    if not 0 <= probability <= 1.0:
+        raise ValueError(f"xtc_probability is {probability}; give a number from 0 to 1.")
+
+    def apply(logprobs: mx.array, uniform: mx.array) -> mx.array:
+        p = mx.softmax(logprobs, -1)
+        above = mx.where(p > threshold, p, mx.inf)
+        mask = p > above.min(axis=-1, keepdims=True)
+        if special:
+            mask[..., special] = False
+        spared = uniform[:, :1] > probability
+        return mx.where(spared, logprobs, mx.where(mask, -mx.inf, logprobs))
+
+    return apply
 
 
 def make_sampler(
@@ -88,12 +149,11 @@ def make_sampler(
     """mlx_lm's `make_sampler`, argument for argument.
 
     At temperature 0 it is mlx_lm's greedy sampler. Above, the sampler draws what mlx_lm's would
-    draw, and speculative sampling accepts more of the draft's proposals through it than through
-    one whose distribution is hidden.
+    draw after the same seed; a block is judged in one go with it, and row by row with another.
     """
     if temp == 0:
         return mlx_lm_samplers.greedy_sampler
-    return VisibleSampler(
+    return KeyedSampler(
         temp,
         top_p,
         min_p,
@@ -106,25 +166,37 @@ def make_sampler(
 
 
 class Likeliest:
-    """Proposes the likeliest token of each row; q is one-hot."""
+    """Proposes the likeliest token of each row."""
 
-    temperature = 0.0
-
-    def __call__(self, logits: mx.array) -> Proposals:
+    def __call__(self, logits: mx.array, position: int = 0) -> Proposals:
         best = logits.max(axis=-1) - mx.logsumexp(logits, axis=-1)
-        return Proposals(mx.argmax(logits, axis=-1), confidence=mx.exp(best.astype(mx.float32)))
+        return Proposals(mx.argmax(logits, axis=-1), mx.exp(best.astype(mx.float32)))
+
+    def among(self, position: int, scores: mx.array) -> tuple[mx.array, mx.array]:
+        best = mx.argmax(scores)
+        return best, mx.softmax(scores)[best]
 
 
 class Drawn:
-    """Draws proposals from the draft's own rows through the target's sampler; q is full."""
+    """Draws proposals from the draft's own rows with the keys that the target's rows will have.
 
-    def __init__(self, sampler: VisibleSampler):
-        self.sampler = sampler
-        self.temperature = sampler.temp
+    Sharing what is drawn with makes the two agree often, without either knowing of the other
+    (Daliri et al. 2024, drafter-invariant speculative decoding).
+    """
 
-    def __call__(self, logits: mx.array) -> Proposals:
+    def __init__(self, sampler: KeyedSampler, draws: Draws):
+        self.sampler, self.draws = sampler, draws
+
+    def __call__(self, logits: mx.array, position: int = 0) -> Proposals:
+        uniform = self.draws.uniform(position + logits.shape[0])[position:]
         logits = logits.astype(mx.float32)
-        q = self.sampler.probabilities(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-        drawn = mx.random.categorical(mx.log(q))
-        confidence = mx.take_along_axis(q, drawn[:, None], axis=-1)[:, 0]
-        return Proposals(drawn, q, confidence=confidence)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logprobs = self.sampler.filtered(logprobs, uniform)
+        tokens = drawn(logprobs, uniform[:, -1], self.sampler.temp)
+        q = mx.softmax(logprobs * (1.0 / self.sampler.temp), axis=-1, precise=True)
+        return Proposals(tokens, mx.take_along_axis(q, tokens[:, None], axis=-1)[:, 0])
+
+    def among(self, position: int, scores: mx.array) -> tuple[mx.array, mx.array]:
+        uniform = self.draws.uniform(position + 1)[position:, -1]
+        chosen = drawn(scores[None], uniform, self.sampler.temp)[0]
+        return chosen, mx.softmax(scores * (1.0 / self.sampler.temp))[chosen]

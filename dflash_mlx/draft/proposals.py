@@ -1,4 +1,4 @@
-"""What a draft hands to the verify: token ids and the distribution they were drawn from."""
+"""What a draft hands to the verify: token ids, and how sure it is of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,59 +13,50 @@ class Proposals:
 
     Attributes:
         tokens: [m] token ids.
-        q: [m, V] probabilities that `tokens` were really sampled from, float32; None when each
-            token was chosen outright (one-hot q).
-        support: [m, k] token ids that the columns of `q` stand for when q is sparse; None when
-            column v of `q` is token v.
         confidence: [m] how likely the draft thinks each token is to be accepted if those before it
             were, 0 … 1, for the choice of the verify length: of its confidence head, after the
             sigmoid, or else what it gives the token itself. None when it does not say.
     """
 
     tokens: mx.array
-    q: mx.array | None = None
-    support: mx.array | None = None
     confidence: mx.array | None = None
 
     def first(self, m: int) -> "Proposals":
         """The first m of them."""
         if m == self.tokens.size:
             return self
-        return Proposals(
-            self.tokens[:m],
-            None if self.q is None else self.q[:m],
-            None if self.support is None else self.support[:m],
-            None if self.confidence is None else self.confidence[:m],
-        )
+        return Proposals(self.tokens[:m], None if self.confidence is None else self.confidence[:m])
 
     @classmethod
     def joined(cls, parts: Sequence["Proposals"]) -> "Proposals":
         """Blocks one after the other as one."""
         if len(parts) == 1:
             return parts[0]
+        said = [part.confidence for part in parts if part.confidence is not None]
         return cls(
             mx.concatenate([part.tokens for part in parts]),
-            *(
-                _joined([getattr(part, name) for part in parts])
-                for name in ("q", "support", "confidence")
-            ),
+            mx.concatenate(said) if len(said) == len(parts) else None,
         )
 
 
-def _joined(arrays: Sequence[mx.array | None]) -> mx.array | None:
-    known = [array for array in arrays if array is not None]
-    return mx.concatenate(known) if len(known) == len(arrays) else None
-
-
 class Choice(Protocol):
-    """How tokens are taken from a draft's logits.
+    """How tokens are taken from a draft's logits."""
 
-    `temperature` is 0 where the likeliest are wanted; a draft that scores candidates itself
-    (DFlash 2) needs no more than that.
-    """
+    def __call__(self, logits: mx.array, position: int = 0) -> Proposals:
+        """Logits [n, V] -> n proposals, each row on its own; the first is the block's `position`th.
 
-    temperature: float
+        A block's proposals count from 0.
+        """
+        ...
 
-    def __call__(self, logits: mx.array) -> Proposals:
-        """Logits [m, V] -> m proposals, each row on its own."""
+    def among(self, position: int, scores: mx.array) -> tuple[mx.array, mx.array]:
+        """One of a few candidates, for a draft that scores a position given the one before.
+
+        Args:
+            position: 0 … m - 1 in the block.
+            scores: [k], the candidates' logits, in the order of their token ids.
+
+        Returns:
+            The index of the one taken and the draft's probability of it, both scalars.
+        """
         ...

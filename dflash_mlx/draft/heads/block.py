@@ -72,6 +72,6 @@ def chained(block: Block, choose: Choice, logits: Callable[[int, mx.array], mx.a
     """
     before, parts = block.anchor, list[Proposals]()
     for j in range(block.count):
-        parts.append(choose(block.spread(logits(j, before))))
+        parts.append(choose(block.spread(logits(j, before)), j))
         before = parts[-1].tokens
     return Proposals.joined(parts)

@@ -25,9 +25,8 @@ class CandidateSelector(Head):
         self.hidden_projection = nn.Linear(dim, config.rank, bias=False)
 
     def propose(self, block: Block, choose: Choice) -> Proposals:
-        """Of `choose` only the temperature counts."""
         logits = block.logits(block.rows)
-        return self.select(block.anchor, block.rows, logits, self.top_k, choose.temperature)
+        return self.select(block.anchor, block.rows, logits, self.top_k, choose)
 
     def select(
         self,
@@ -35,7 +34,7 @@ class CandidateSelector(Head):
         hidden: mx.array,
         logits: mx.array,
         top_k: int,
-        temperature: float,
+        choose: Choice,
     ) -> Proposals:
         """Choose one token after the other.
 
@@ -44,28 +43,19 @@ class CandidateSelector(Head):
             hidden: [m, H].
             logits: [m, V].
             top_k: candidates per position.
-            temperature: 0 takes the best score; above, the tokens are drawn from
-                softmax(S / temperature) over the candidates, which is then their sparse q.
+            choose: takes one of a position's candidates by their scores S.
         """
         logits = logits.astype(mx.float32)
-        candidates = mx.argpartition(-logits, kth=top_k - 1, axis=-1)[:, :top_k]
+        candidates = mx.sort(mx.argpartition(-logits, kth=top_k - 1, axis=-1)[:, :top_k], axis=-1)
         own = mx.take_along_axis(logits, candidates, axis=-1)
         projected = self.hidden_projection(hidden)
         successors = self.successor_codebook[candidates]
-        tokens, q, confidence, before = [], [], [], anchor
+        tokens, confidence, before = [], [], anchor
         for t in range(hidden.shape[0]):
             driven = self.predecessor_codebook[before[0]] * projected[t]
             scores = own[t] + (successors[t] @ driven).astype(mx.float32)
-            if temperature:
-                scores = scores / temperature
-                choice = mx.random.categorical(scores)
-            else:
-                choice = mx.argmax(scores)
-            q.append(mx.softmax(scores))
-            confidence.append(q[t][choice])
-            before = candidates[t][choice][None]
+            chosen, chance = choose.among(t, scores)
+            confidence.append(chance)
+            before = candidates[t][chosen][None]
             tokens.append(before)
-        drawn = mx.concatenate(tokens)
-        if temperature:
-            return Proposals(drawn, mx.stack(q), candidates, mx.stack(confidence))
-        return Proposals(drawn, confidence=mx.stack(confidence))
+        return Proposals(mx.concatenate(tokens), mx.stack(confidence))

@@ -1,0 +1,90 @@
+"""The tokens that plain decoding chooses, from one row of logits or from many."""
+
+from collections import deque
+from typing import cast
+
+import mlx.core as mx
+from mlx_lm.sample_utils import greedy_sampler
+
+from dflash_mlx.decode.randomness import Draws, RandomState, to_bits
+from dflash_mlx.decode.sampling import KeyedSampler, Sampler
+
+
+class PlainChoice:
+    """How plain decoding chooses the next tokens; this one takes the likeliest.
+
+    Attributes:
+        decided: tokens chosen so far for good. mlx_lm is one step ahead, so that at the end of a
+            generation it has chosen one more than it emitted.
+        at_once: whether it may be asked about rows that a rejection will leave unused.
+    """
+
+    at_once = True
+
+    def __init__(self) -> None:
+        self.decided = 0
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        """Log-probabilities [n, V] -> tokens [n].
+
+        Row i is chosen as if the tokens of the rows before it had been emitted.
+        """
+        return mx.argmax(logprobs, axis=-1)
+
+    def move(self, count: int) -> None:
+        """The first `count` tokens stand; where it is negative, the last ones do not after all."""
+        self.decided += count
+
+
+class KeyedChoice(PlainChoice):
+    """Draws with the keys that plain decoding would use for the same tokens."""
+
+    def __init__(self, sampler: KeyedSampler, state: RandomState):
+        super().__init__()
+        self.sampler, self.draws = sampler, Draws(state, sampler.draws_per_token)
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        return self.sampler.ahead(logprobs, self.draws)
+
+    def move(self, count: int) -> None:
+        super().move(count)
+        self.draws.move(count)
+
+
+class OpaqueChoice(PlainChoice):
+    """Calls a sampler as plain decoding does, once a token: it may keep state, and it may draw."""
+
+    at_once = False
+
+    def __init__(self, sampler: Sampler):
+        super().__init__()
+        self.sampler = sampler
+        # MLX's random state behind the last calls.
+        self._states: deque[mx.array] = deque(maxlen=64)
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        """Log-probabilities [1, V] -> token [1]."""
+        token = self.sampler(logprobs)
+        self._states.append(_state())
+        return token
+
+    def move(self, count: int) -> None:
+        """Takes back what calls drew from MLX's random state, and nothing that a sampler keeps."""
+        super().move(count)
+        if count < 0 and mx.array_equal(_state(), self._states[-1]):
+            for _ in range(-count):
+                self._states.pop()
+            mx.random.seed(to_bits(self._states[-1]))
+
+
+def _state() -> mx.array:
+    return cast(mx.array, mx.random.state[0])  # type: ignore[index]
+
+
+def plain_choice(sampler: Sampler | None, state: RandomState) -> PlainChoice:
+    """The choice that a sampler stands for; None is greedy."""
+    if sampler is None or sampler is greedy_sampler:
+        return PlainChoice()
+    if isinstance(sampler, KeyedSampler):
+        return KeyedChoice(sampler, state)
+    return OpaqueChoice(sampler)
