@@ -96,7 +96,7 @@ def _table(results: Sequence[Result], total: Summary, sweep: Sweep | None, each:
             f"{s.acceptance_length:.2f}",
             f"{1000 * plain.first_token_seconds:.0f} / {1000 * dflash.first_token_seconds:.0f}",
             _memory(s, unit),
-            {True: "yes", False: "no", None: "-"}[s.identical],
+            "yes" if s.identical else "no",
             style=style,
         )
 
@@ -181,12 +181,7 @@ def _verdict(results: Sequence[Result], total: Summary) -> None:
         out.print(hint, markup=False)
     parted = [(i, r.difference) for i, r in enumerate(results, 1) if r.difference]
     if not parted:
-        compared = any(r.compared for r in results)
-        out.print(
-            "The text is identical, token for token."
-            if compared
-            else "Texts were not compared: they are sampled."
-        )
+        out.print("The text is identical, token for token.")
     for number, d in parted:
         out.print(
             f"Prompt {number} ({results[number - 1].prompt.kind}) differs from token "

@@ -163,8 +163,8 @@ def stream_generate(
             verifies the whole block.
         costs: what "auto" shall believe of the machine, rather than what it measures; frozen, they
             make its decisions depend on the text alone.
-        sampler: log-probabilities [1, V] -> token [1]; None is greedy. One from our `make_sampler`
-            accepts more proposals than another, both exactly.
+        sampler: log-probabilities [1, V] -> token [1]; None is greedy. With one from our
+            `make_sampler` a block is judged in one go, with another token by token.
         logits_processors: each (tokens [n], logits [1, V]) -> logits [1, V].
         prompt_cache: from `make_prompt_cache`; it afterwards stands for the prompt and all emitted
             tokens. A plain mlx_lm list is updated in place, its draft context begins empty.

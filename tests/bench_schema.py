@@ -33,7 +33,7 @@ FIGURES: dict[str, Any] = {
     "speedup": NUMBER,
     "speedup_interval": {"type": ["array", "null"], "items": NUMBER, "minItems": 2, "maxItems": 2},
     "acceptance_length": NUMBER,
-    "identical": {"type": ["boolean", "null"]},
+    "identical": {"type": "boolean"},
     "plain": _side(),
     "dflash": _side(),
     "prompt_tokens": NUMBER,

@@ -146,12 +146,12 @@ def test_plain_decoding_accepts_nothing(tmp_path, prompts, rambling):
     assert written["summary"]["by_position"] == []
 
 
-def test_sampled_texts_are_not_compared(tmp_path, prompts, rambling):
-    options = ["--repeats", "1", "--max-tokens", "8", "--temp", "1", "--seed", "5"]
+def test_sampled_texts_are_compared_too(tmp_path, prompts, rambling):
+    options = ["--repeats", "2", "--max-tokens", "20", "--temp", "1.2", "--seed", "5"]
     written, screen = report(tmp_path, *options, *prompts, *rambling)
-    assert written["summary"]["identical"] is None
+    assert written["summary"]["identical"] is True
     assert written["settings"]["seed"] == 5
-    assert "sampled" in screen
+    assert "identical, token for token" in screen
 
 
 def test_a_difference_is_shown_with_its_margin(tmp_path, prompts, reciting, monkeypatch):

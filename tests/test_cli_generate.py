@@ -85,15 +85,14 @@ def test_extra_end_token_ends_the_text(reciting):
     assert result.stdout == "One two three\n"
 
 
-def test_seed_makes_sampling_repeatable(rambling):
-    def text(seed: str) -> str:
+def test_seed_repeats_the_text_whatever_the_verify_length(rambling):
+    def text(seed: str, length: str) -> str:
         sampling = ["--temp", "1.5", "--top-p", "0.95", "--min-p", "0.01", "--top-k", "50"]
-        sampling += ["--verify-length", "2"]
-        return run(
-            "generate", "-p", "hi", "--max-tokens", "30", "--seed", seed, *sampling, *rambling
-        ).stdout
+        sampling += ["--seed", seed, "--verify-length", length]
+        return run("generate", "-p", "hi", "--max-tokens", "30", *sampling, *rambling).stdout
 
-    assert text("1") == text("1") != text("2")
+    plain = text("1", "off")
+    assert text("1", "auto") == text("1", "2") == plain != text("2", "auto")
 
 
 @pytest.mark.parametrize(

@@ -36,22 +36,18 @@ class Result:
     """All runs of one prompt; those of the same index were made together.
 
     `fixed` are the runs of a sweep: DFlash with a fixed verify length, for each length.
-    `difference` is where the texts part, None where they are the same or were not compared;
-    `compared` is whether equal text can be expected (it cannot when tokens are sampled).
+    `difference` is where the texts part, None where they are the same.
     """
 
     prompt: BenchPrompt
     plain: list[Run]
     dflash: list[Run]
-    compared: bool
     difference: Difference | None = None
     fixed: dict[int, list[Run]] = field(default_factory=dict)
 
     @property
-    def identical(self) -> bool | None:
-        """Whether every pair of runs gave the same tokens; None if not compared."""
-        if not self.compared:
-            return None
+    def identical(self) -> bool:
+        """Whether every pair of runs gave the same tokens."""
         return all(p.tokens == d.tokens for p, d in zip(self.plain, self.dflash, strict=True))
 
 
@@ -80,10 +76,7 @@ def compare(
         sweep: verify lengths to measure besides, each as a side of its own.
         progress: called with runs done, their total and what comes next.
     """
-    results = [
-        Result(prompt, [], [], settings.temp == 0, fixed={length: [] for length in sweep})
-        for prompt in prompts
-    ]
+    results = [Result(prompt, [], [], fixed={length: [] for length in sweep}) for prompt in prompts]
     sides: list[tuple[Measure, Settings, Callable[[Result], list[Run]]]] = [
         (plain_run, settings, lambda r: r.plain),
         (dflash_run, settings, lambda r: r.dflash),
@@ -91,7 +84,7 @@ def compare(
     for length in sweep:
         at = partial(_fixed, length=length)
         sides.append((dflash_run, replace(settings, verify_length=length), at))
-    warm_up = Result(prompts[0], [], [], False, fixed={length: [] for length in sweep})
+    warm_up = Result(prompts[0], [], [], fixed={length: [] for length in sweep})
     plan = [warm_up, *(result for _ in range(repeats) for result in results)]
     total, done = len(sides) * len(plan), 0
     for number, result in enumerate(plan):
@@ -113,7 +106,7 @@ def _fixed(result: Result, length: int) -> list[Run]:
 def _explained(
     result: Result, model: SpeculativeModel, tokenizer: TokenizerWrapper, settings: Settings
 ) -> Result:
-    if result.identical is not False:
+    if result.identical:
         return result
     plain, dflash = next(
         (p.tokens, d.tokens)

@@ -43,6 +43,8 @@ def first_difference(
     )
     arguments = {**settings.arguments(), "max_tokens": position + 1}
     logprobs = mx.zeros(2)
+    if settings.temp > 0:
+        mx.random.seed(settings.seed)
     for response in plain_stream_generate(model.target, tokenizer, list(prompt), **arguments):
         logprobs = response.logprobs
     a, b = cast(list[float], mx.topk(logprobs.astype(mx.float32), 2).tolist())

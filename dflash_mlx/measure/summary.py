@@ -41,7 +41,7 @@ class Summary:
         speedup_interval: 95 % interval of the median over repeats of that ratio (bootstrap);
             None with fewer than three repeats.
         acceptance_length: tokens emitted after the first ones by the target forwards they took.
-        identical: whether all texts were; None where they were not compared.
+        identical: whether all texts were.
         prompt_tokens: mean over the prompts.
         verify_length: mean proposals verified per forward that verified any.
         plain_cycles: share of target forwards without proposals.
@@ -53,7 +53,7 @@ class Summary:
     speedup: float
     speedup_interval: tuple[float, float] | None
     acceptance_length: float
-    identical: bool | None
+    identical: bool
     plain: Side
     dflash: Side
     prompt_tokens: float
@@ -71,14 +71,13 @@ def summarize(results: Sequence[Result]) -> Summary:
     """The figures of one or more prompts."""
     plain, dflash = _side([r.plain for r in results]), _side([r.dflash for r in results])
     forwards = [f for r in results for run in r.dflash for f in run.forwards]
-    compared = [r.identical for r in results if r.identical is not None]
     verifies = [f for f in forwards if f.proposed]
     return Summary(
         prompts=len(results),
         speedup=_ratio(dflash.generation_tps, plain.generation_tps),
         speedup_interval=_interval(results),
         acceptance_length=_ratio(sum(f.emitted for f in forwards), len(forwards)),
-        identical=all(compared) if compared else None,
+        identical=all(r.identical for r in results),
         plain=plain,
         dflash=dflash,
         prompt_tokens=sum(len(r.prompt.tokens) for r in results) / len(results),
