@@ -6,11 +6,12 @@ from dflash_mlx.cli.chat import chat
 from dflash_mlx.cli.convert import convert
 from dflash_mlx.cli.doctor import doctor
 from dflash_mlx.cli.generate import generate
+from dflash_mlx.cli.launch import launch
 from dflash_mlx.cli.models import models
 from dflash_mlx.cli.serve import serve
 from dflash_mlx.cli.train import train
 
-for command in (generate, chat, serve, bench, models, train, convert, doctor):
+for command in (generate, chat, serve, launch, bench, models, train, convert, doctor):
     app.command()(command)
 
 

@@ -42,7 +42,12 @@ Port = Annotated[
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option(help="A key that clients must send.", show_default=False, rich_help_panel=_SERVER),
+    typer.Option(
+        envvar="DFLASH_MLX_API_KEY",
+        help="A key that clients must send.",
+        show_default=False,
+        rich_help_panel=_SERVER,
+    ),
 ]
 ApiKeyFile = Annotated[
     Path | None,
