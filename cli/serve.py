@@ -219,7 +219,9 @@ def _welcome(url: str, service: Service, keyed: bool) -> None:
         markup=False,
         soft_wrap=True,
     )
-    err.print(f"{url} has a page to chat; the APIs are below {url}/v1.", markup=False)
+    err.print(
+        f"{url} has a page to chat; the APIs are below {url}/v1.", markup=False, soft_wrap=True
+    )
     for line in (
         f"curl {url}/v1/chat/completions{header} -d "
         """'{"messages": [{"role": "user", "content": "Hello"}]}'""",
