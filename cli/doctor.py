@@ -62,11 +62,15 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 
 def _verdict(verdict: dict[str, Any]) -> str:
-    parts = [f"{verdict['class']:30} {verdict['outcome']:8}"]
+    parts = [f"{verdict['class']:42} {verdict['outcome']:8}"]
     if verdict["speed"] is not None:
         parts.append(f"{verdict['speed']:.2f}x plain MLX")
+    if verdict["kernel_ms"] is not None:
+        parts.append(f"{verdict['kernel_ms']:.3f} ms, plain {verdict['plain_ms']:.3f} ms")
     if verdict["error"] is not None:
         parts.append(f"largest error {verdict['error']:.1e}")
+    if verdict["bit_equal"] is not None:
+        parts.append("rows " + ("" if verdict["bit_equal"] else "not ") + "bit-equal to one row's")
     if verdict["detail"]:
         parts.append(verdict["detail"])
     return "  ".join(parts)

@@ -6,7 +6,10 @@ from typing import Any
 import mlx.core as mx
 
 from . import selection
-from .attention_plain import plain_block_attention
+from .attention_class import attention_class
+from .attention_kernel import supported
+from .attention_plain import first_visible, plain_block_attention
+from .shape_class import Implementation
 
 
 def block_attention(
@@ -19,7 +22,7 @@ def block_attention(
     context_length: int,
     context_start: int = 0,
     window: int | None = None,
-    visible: mx.array | None = None,
+    visible: mx.array | str | None = None,
     scale: float,
     sinks: mx.array | None = None,
 ) -> mx.array:
@@ -33,8 +36,8 @@ def block_attention(
     context_length: how many buffer rows are context.
     context_start: the first of them that may be seen.
     window: row i sees buffer row j only if context_length + i - j < window.
-    visible: [L, L] bool, row i sees block key j iff visible[i, j]; None means all. Every row
-        must see at least one key of context or block.
+    visible: [L, L] bool, row i sees block key j iff visible[i, j]; None means all, and "causal"
+        those with j <= i. Every row must see at least one key of context or block.
     sinks: [Hq], a further logit of each head's rows that has no value; the kernel does not know
         them, so that plain MLX serves such a call.
 
@@ -53,12 +56,18 @@ def block_attention(
     arrays = (queries, context_keys, context_values, block_keys, block_values)
     if sinks is not None:
         return plain_block_attention(*arrays, **options, sinks=sinks)
-    attention = selection.current().choose(
-        *arrays, context_length=context_length, context_start=context_start, window=window
-    )
-    if attention is plain_block_attention:
+    first = first_visible(context_length, context_start, window)
+    kernel = _kernel(queries, [x for x in arrays[1:] if x is not None], context_length - first)
+    if kernel is None:
         return plain_block_attention(*arrays, **options)
-    return _with_plain_gradient(attention, arrays, options)
+    return _with_plain_gradient(kernel, arrays, options)
+
+
+def _kernel(queries: mx.array, others: list[mx.array], seen: int) -> Implementation | None:
+    chosen = selection.current()
+    if not chosen.active("draft") or not supported(queries, *others):
+        return None
+    return chosen.kernel_for(attention_class("draft", queries, others[0].shape[1], seen))
 
 
 def _with_plain_gradient(
@@ -111,7 +120,10 @@ def _check(
         )
     if not 0 <= length <= end <= capacity:
         raise ValueError(f"The cache buffer has {capacity} rows; {end} were asked for.")
-    if visible is not None and (visible.shape != (rows, rows) or visible.dtype != mx.bool_):
+    if isinstance(visible, str):
+        if visible != "causal":
+            raise ValueError(f"visible is {visible!r}; a word for it can only be 'causal'.")
+    elif visible is not None and (visible.shape != (rows, rows) or visible.dtype != mx.bool_):
         raise ValueError(
             f"visible is {visible.shape} {visible.dtype}; a block of {rows} needs a boolean"
             f" mask {(rows, rows)}."

@@ -70,7 +70,7 @@ class AttentionKernel:
         context_length: int,
         context_start: int = 0,
         window: int | None = None,
-        visible: mx.array | None = None,
+        visible: mx.array | str | None = None,
         scale: float,
     ) -> mx.array:
         """As `block_attention`, without its checks; a row that sees nothing gives zeros."""
@@ -94,7 +94,7 @@ class AttentionKernel:
                 context_values,
                 context_keys if in_buffer else block_keys,
                 context_values if in_buffer else block_values,
-                _all_visible() if visible is None else visible_bits(visible),
+                _bits(visible, length),
                 extent,
                 _scalar(scale),
             ],
@@ -156,12 +156,24 @@ def visible_bits(visible: mx.array) -> mx.array:
     return bits if length >= 8 else mx.pad(bits, (0, 8 - length))
 
 
+def _bits(visible: mx.array | str | None, length: int) -> mx.array:
+    if isinstance(visible, mx.array):
+        return visible_bits(visible)
+    return _all_visible() if visible is None else _causal(length)
+
+
 # These are data before they are cached: a lazy array must not be kept across traced calls.
 
 
 @lru_cache
 def _all_visible() -> mx.array:
     return mx.array([2**32 - 1] * MAX_LENGTH, dtype=mx.uint32)
+
+
+@lru_cache
+def _causal(length: int) -> mx.array:
+    rows = [2 ** (i + 1) - 1 for i in range(length)]
+    return mx.array(rows + [0] * (8 - length), dtype=mx.uint32)
 
 
 @lru_cache

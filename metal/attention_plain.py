@@ -29,12 +29,14 @@ def plain_block_attention(
     context_length: int,
     context_start: int = 0,
     window: int | None = None,
-    visible: mx.array | None = None,
+    visible: mx.array | str | None = None,
     scale: float,
     sinks: mx.array | None = None,
 ) -> mx.array:
     """What `block_attention` computes, for any length and head size; see there."""
     length = queries.shape[2]
+    if isinstance(visible, str):
+        visible = _causal_mask(length)
     first = first_visible(context_length, context_start, window)
     seen = context_length - first
     context_mask = _context_mask(length, seen, window)
@@ -110,6 +112,11 @@ def _window_mask(length: int, seen: int, window: int) -> mx.array:
     # From NumPy: an array that is data may be kept across traced calls, a lazy one may not.
     distance = seen + np.arange(length)[:, None] - np.arange(seen)[None, :]
     return mx.array(distance < window)
+
+
+@lru_cache
+def _causal_mask(length: int) -> mx.array:
+    return mx.array(np.tril(np.ones((length, length), dtype=bool)))
 
 
 def _joined_mask(

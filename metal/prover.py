@@ -30,14 +30,28 @@ class Prover:
         self._worker: threading.Thread | None = None
         self._child: subprocess.Popen | None = None
         self._closing = False
+        self._open = 0  # requests without a verdict
+        self._settled = threading.Condition()
 
     def request(self, shape: ShapeClass, done: Callable[[ShapeClass, Verdict], None]) -> None:
         """Prove the class in the background and call done with the verdict, on a thread."""
+        with self._settled:
+            self._open += 1
         self._waiting.put((shape, done))
         if self._worker is None:
             self._worker = threading.Thread(target=self._work, name="kernel proofs", daemon=True)
             self._worker.start()
             atexit.register(self.close)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a proof is running or waiting."""
+        return self._open > 0
+
+    def settle(self, seconds: float) -> bool:
+        """Wait so long at most until no proof runs or waits; returns whether none does."""
+        with self._settled:
+            return self._settled.wait_for(lambda: not self.busy, seconds)
 
     def close(self) -> None:
         """End a proof that is running; its class is left without a verdict."""
@@ -52,6 +66,9 @@ class Prover:
             verdict = self.prove(shape)
             if not self._closing:
                 done(shape, verdict)
+            with self._settled:
+                self._open -= 1
+                self._settled.notify_all()
 
     def prove(self, shape: ShapeClass) -> Verdict:
         """The verdict of a child process, waiting for it at most the time limit."""

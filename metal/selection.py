@@ -1,4 +1,4 @@
-"""Which implementation serves a call of block_attention: the kernel where it proved itself.
+"""Which implementation serves a call: a kernel where it proved itself, else plain MLX.
 
 DFLASH_MLX_KERNELS says which kernels may run: `off` none; `auto`, the default, those proved
 right and faster than plain MLX on this machine; `on` those proved right. Until the proof of a
@@ -7,14 +7,14 @@ shape class has ended, in the background, plain MLX serves it.
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import mlx.core as mx
 
-from .attention_kernel import AttentionKernel, supported
-from .attention_plain import first_visible, plain_block_attention
+from .catalogue import KERNELS, USES
 from .prover import Prover
-from .shape_class import ShapeClass, shape_class
+from .shape_class import Implementation, ShapeClass
 from .verdicts import Verdict, VerdictBook, book_path
 
 log = logging.getLogger("dflash_mlx.metal")
@@ -45,23 +45,27 @@ def gpu_ready() -> bool:
 
 
 class Selection:
-    """Chooses between the kernel and plain MLX, call by call.
+    """Chooses between kernels and plain MLX, call by call.
 
-    ready, kernel, book and prover can be replaced, so that something else stands in for the GPU.
+    uses: what kernels may be used for, of catalogue.USES. ready, make (mx.fast.metal_kernel), book
+    and prover can be replaced, so that something else stands in for the GPU.
     """
 
     def __init__(
         self,
         mode: str | None = None,
         ready: Callable[[], bool] = gpu_ready,
-        kernel: Callable[..., mx.array] | None = None,
+        make: Callable[..., Any] = mx.fast.metal_kernel,
         book: VerdictBook | None = None,
         prover: Prover | None = None,
+        uses: Iterable[str] = USES,
     ) -> None:
         self.mode = mode_from_environment() if mode is None else mode
         self.ready = ready
         self.prover = prover or Prover()
-        self._kernel = kernel
+        self.uses = frozenset(uses)
+        self._make = make
+        self._kernels: dict[str, Implementation] = {}
         self._book = book
         self._asked: set[ShapeClass] = set()
         self._said: set[ShapeClass] = set()
@@ -73,45 +77,31 @@ class Selection:
             self._book = VerdictBook(book_path())
         return self._book
 
-    @property
-    def kernel(self) -> Callable[..., mx.array]:
-        """The kernel's wrapper."""
-        if self._kernel is None:
-            self._kernel = AttentionKernel()
-        return self._kernel
+    def active(self, use: str) -> bool:
+        """Whether kernels may run here for this use at all."""
+        return self.mode != "off" and use in self.uses and self.ready()
 
-    def choose(
-        self,
-        queries: mx.array,
-        context_keys: mx.array,
-        context_values: mx.array,
-        block_keys: mx.array | None,
-        block_values: mx.array | None,
-        *,
-        context_length: int,
-        context_start: int,
-        window: int | None,
-    ) -> Callable[..., mx.array]:
-        """The implementation for a call with these arrays, shaped as in block_attention."""
-        if self.mode == "off" or not self.ready():
-            return plain_block_attention
-        if not supported(queries, context_keys, context_values, block_keys, block_values):
-            return plain_block_attention
-        seen = context_length - first_visible(context_length, context_start, window)
-        shape = shape_class(queries, context_keys.shape[1], seen)
-        if shape is None:
-            return plain_block_attention
+    def kernel_for(self, shape: ShapeClass | None) -> Implementation | None:
+        """The kernel that serves calls of this class now; None for plain MLX.
+
+        The first question for a class that has no verdict starts its proof in the background.
+        """
+        if shape is None or not self.active(shape.use):
+            return None
         verdict = self.book.get(shape.key)
         if verdict is None:
             if shape not in self._asked:
                 self._asked.add(shape)
                 self.prover.request(shape, self.record)
-            return plain_block_attention
+            return None
         if verdict.outcome == "faster" or (self.mode == "on" and verdict.correct):
-            return self.kernel
+            kernel = self._kernels.get(shape.kernel)
+            if kernel is None:
+                kernel = self._kernels[shape.kernel] = KERNELS[shape.kernel](self._make)
+            return kernel
         if not verdict.correct:
             self._give_way(shape, verdict)
-        return plain_block_attention
+        return None
 
     def record(self, shape: ShapeClass, verdict: Verdict) -> None:
         """Keep the verdict of a proof, and say so if the kernel gives way because of it."""
@@ -126,8 +116,11 @@ class Selection:
             return
         self._said.add(shape)
         detail = f" ({verdict.detail})" if verdict.detail else ""
-        log.warning(
-            "The attention kernel %s here for %s%s; plain MLX runs instead.",
+        log.log(
+            # That MLX is as fast for some shapes is what a proof is for, and no news.
+            logging.INFO if verdict.outcome == "slower" else logging.WARNING,
+            "The kernel %s %s here for %s%s; plain MLX runs instead.",
+            shape.kernel,
             REASONS[verdict.outcome],
             shape.key,
             detail,
@@ -138,7 +131,7 @@ _current: Selection | None = None
 
 
 def current() -> Selection:
-    """The selection that block_attention asks, made on first use."""
+    """The selection that every call asks, made on first use."""
     global _current
     if _current is None:
         _current = Selection()
@@ -146,7 +139,7 @@ def current() -> Selection:
 
 
 def use(selection: Selection | None) -> Selection | None:
-    """Let block_attention ask this selection, or with None a new one; returns the one before."""
+    """Let every call ask this selection, or with None a new one; returns the one before."""
     global _current
     before, _current = _current, selection
     return before

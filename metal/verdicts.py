@@ -1,6 +1,5 @@
 """What proofs found on this machine, kept in the user's cache directory."""
 
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from . import attention_kernel
+from .catalogue import fingerprint
 
 log = logging.getLogger("dflash_mlx.metal")
 
@@ -31,11 +30,17 @@ class Verdict:
         compile, or raised; detail says what); stalled (no result within the time limit).
     error: the largest absolute difference from plain MLX in float32.
     speed: plain MLX's time as a multiple of the kernel's.
+    plain_ms, kernel_ms: the times of one call.
+    bit_equal: whether a row has the very bits of MLX's result for that row alone, where that was
+        looked at.
     """
 
     outcome: str
     error: float | None = None
     speed: float | None = None
+    plain_ms: float | None = None
+    kernel_ms: float | None = None
+    bit_equal: bool | None = None
     detail: str = ""
 
     @property
@@ -48,10 +53,14 @@ class Verdict:
         """The verdict from its JSON form. Raises ValueError if it is none."""
         if not isinstance(fields, dict) or fields.get("outcome") not in OUTCOMES:
             raise ValueError(f"not a verdict: {fields!r:.100}")
-        error, speed = fields.get("error"), fields.get("speed")
-        if not all(n is None or isinstance(n, int | float) for n in (error, speed)):
+        numbers = {n: fields.get(n) for n in ("error", "speed", "plain_ms", "kernel_ms")}
+        bit_equal = fields.get("bit_equal")
+        if not all(n is None or isinstance(n, int | float) for n in numbers.values()) or not (
+            bit_equal is None or isinstance(bit_equal, bool)
+        ):
             raise ValueError(f"not a verdict: {fields!r:.100}")
-        return cls(fields["outcome"], error, speed, str(fields.get("detail", "")))
+        detail = str(fields.get("detail", ""))
+        return cls(fields["outcome"], bit_equal=bit_equal, detail=detail, **numbers)
 
 
 class VerdictBook:
@@ -141,14 +150,13 @@ def cache_directory() -> Path:
 
 @cache
 def machine() -> dict[str, str]:
-    """What a verdict depends on: chip, system, MLX, package, and the kernel's own text."""
-    source = attention_kernel.SOURCE.encode()
+    """What a verdict depends on: chip, system, MLX, package, and the kernels' own text."""
     return {
         "chip": chip(),
         "system": f"macOS-{platform.mac_ver()[0]}" if platform.mac_ver()[0] else platform.system(),
         "mlx": f"mlx-{metadata.version('mlx')}",
         "package": f"dflash-mlx-{_package_version()}",
-        "kernel": hashlib.sha256(source).hexdigest()[:12],
+        "kernels": fingerprint(),
     }
 
 

@@ -13,12 +13,20 @@ import mlx.core as mx
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from dflash_mlx.measure.machine import machine
-from dflash_mlx.metal import attention_kernel, plain_block_attention, proof
+from dflash_mlx.metal import plain_block_attention, proof
+from dflash_mlx.metal.attention_class import CONTEXTS, AttentionClass
+from dflash_mlx.metal.catalogue import KERNELS
+from dflash_mlx.metal.rows_class import ROWS, RowsClass
 from dflash_mlx.metal.selection import REASONS, Selection
-from dflash_mlx.metal.shape_class import CONTEXTS, ShapeClass
+from dflash_mlx.metal.shape_class import ShapeClass
 
 # Head size, query heads for each KV head and block length of the published drafts, in bfloat16.
-PUBLISHED_SHAPES = ((128, 4, 8), (128, 4, 16), (128, 8, 16), (64, 8, 8), (64, 8, 16))
+DRAFT_SHAPES = ((128, 4, 8), (128, 4, 16), (128, 8, 16), (64, 8, 8), (64, 8, 16))
+# The same of their targets where MLX's own attention is at its worst: Qwen3.5 and 3.6.
+VERIFY_SHAPES = ((256, 8, 8), (256, 8, 16))
+# N and K of an 8 to 9 billion parameter target, in 4 bits by groups of 64, bfloat16: attention
+# output, up, down, and the head.
+PRODUCT_SHAPES = ((4096, 4096), (16384, 4096), (4096, 16384), (65536, 4096))
 
 BROKEN = ("wrong", "failed", "stalled")
 
@@ -32,12 +40,20 @@ Progress = Callable[[str], None]
 
 
 def published_classes() -> list[ShapeClass]:
-    """The shape classes that the published drafts need."""
-    return [
-        ShapeClass(dim=dim, dtype="bfloat16", length=length, context=context, ratio=ratio)
-        for dim, ratio, length in PUBLISHED_SHAPES
+    """The shape classes that the published drafts need, and common targets of theirs."""
+    attention = [("draft", *shape) for shape in DRAFT_SHAPES]
+    attention += [("verify", *shape) for shape in VERIFY_SHAPES]
+    classes: list[ShapeClass] = [
+        AttentionClass(use, dim, "bfloat16", length, context, ratio)
+        for use, dim, ratio, length in attention
         for context in CONTEXTS
     ]
+    classes += [
+        RowsClass("bfloat16", last, outputs, inner, group_size=64, bits=4)
+        for outputs, inner in PRODUCT_SHAPES
+        for _, last in ROWS
+    ]
+    return classes
 
 
 def examine(
@@ -51,7 +67,7 @@ def examine(
     """Look at everything, running the proofs that have no verdict yet, and return JSON values.
 
     selection: the choice of kernels to report on; by default that of this process's environment.
-    classes: which shape classes to prove; by default those of the published drafts.
+    classes: which shape classes to prove; by default those of the published pairs.
     again: whether to run proofs that have a verdict, too.
     progress: told what is about to be proved.
 
@@ -79,8 +95,8 @@ def examine(
 
 def arithmetic_error() -> float:
     """How far a small attention on the default device is from the same on the CPU."""
-    shape = ShapeClass(dim=64, dtype="float32", length=8, context=CONTEXTS[0], ratio=2)
-    call = shape.typical()
+    shape = AttentionClass("draft", dim=64, dtype="float32", length=8, context=512, ratio=2)
+    call = shape.call(shape.length, shape.context, seed=0)
     here = plain_block_attention(**call)
     mx.eval(here)
     with mx.stream(mx.cpu):
@@ -145,7 +161,7 @@ def _kernels(
         problems.append(str(error))
         selection = Selection(mode="off")
     report: dict[str, Any] = {
-        "names": list(attention_kernel.NAMES),
+        "names": list(KERNELS),
         "mode": selection.mode,
         "runnable": selection.ready(),
         "note": None,
@@ -166,8 +182,7 @@ def _kernels(
         if verdict.outcome in BROKEN:
             reason = f": {verdict.detail}" if verdict.detail else ""
             problems.append(
-                f"The attention kernel {REASONS[verdict.outcome]} for {key}{reason};"
-                " plain MLX runs instead."
+                f"A kernel {REASONS[verdict.outcome]} for {key}{reason}; plain MLX runs instead."
             )
     report["file"] = str(selection.book.path)
     if selection.book.problem:

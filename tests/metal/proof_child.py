@@ -6,18 +6,28 @@
 import os
 import sys
 
-from dflash_mlx.metal import plain_block_attention, proof
-from dflash_mlx.metal.attention_kernel import AttentionKernel
+from dflash_mlx.metal import proof
 
 from .emulator import Emulator
 
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+EDITED = ("block_attention", "quantized_rows_many")
+# For each behaviour, of a kernel's text the first that is in it, and what to put there.
 EDITS = {
-    "wrong": ("- (at + key) < window", "- (at + key) <= window"),
-    "infinite": ("scale * 1.44269504f", "scale * INFINITY"),
-    "does-not-compile": ("row % length", "row % no_such_name"),
-    "out-of-bounds": ("if (key < count)", "if (true)"),
-    "hangs": (BARRIER, "while (true) { " + BARRIER + " }"),
+    "wrong": [
+        ("- (at + key) < window", "- (at + key) <= window"),
+        ("scale + bias", "scale + bias * 0.99f"),
+    ],
+    "infinite": [("scale * 1.44269504f", "scale * INFINITY"), ("scale + bias", "scale / 0.0f")],
+    "does-not-compile": [
+        ("row % length", "row % no_such_name"),
+        ("int nth = own", "int nth = no_such_name"),
+    ],
+    "out-of-bounds": [
+        ("if (key < count)", "if (true)"),
+        ("bool inside = k < inner", "bool inside = true"),
+    ],
+    "hangs": [(BARRIER, "while (true) { " + BARRIER + " }")],
 }
 
 
@@ -32,17 +42,28 @@ def main(behaviour: str, *arguments: str) -> None:
         return
 
     def edit(name: str, source: str) -> str:
-        if name != "block_attention" or behaviour not in EDITS:
+        if name not in EDITED or behaviour not in EDITS:
             return source
-        assert EDITS[behaviour][0] in source
-        return source.replace(*EDITS[behaviour])
+        text, instead = next(e for e in EDITS[behaviour] if e[0] in source)
+        return source.replace(text, instead)
 
-    def twice_as_fast(attention, call):
-        return 1.0 if attention is plain_block_attention else 0.5
+    def twice_as_fast(kernel):
+        return lambda run, calls: 0.5 if run is kernel else 1.0
 
-    kernel = AttentionKernel(Emulator(orders=("forward",), edit=edit).metal_kernel)
-    stopwatch = twice_as_fast if behaviour == "right" else None
-    proof.main(list(arguments), kernel, stopwatch)
+    make = Emulator(orders=("forward",), edit=edit).metal_kernel
+    stopwatch = {"right": twice_as_fast, "faster-at-first": Tiring}.get(behaviour, lambda _: None)
+    proof.main(list(arguments), make, stopwatch, load_seconds=0.01)
+
+
+class Tiring:
+    """A stopwatch by which the kernel is faster in its first calls and slower from then on."""
+
+    def __init__(self, kernel):
+        self.kernel, self.calls = kernel, 0
+
+    def __call__(self, run, calls):
+        self.calls += 1
+        return 1.0 if run is not self.kernel else 0.5 if self.calls < 15 else 1.2
 
 
 if __name__ == "__main__":

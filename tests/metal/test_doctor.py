@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from dflash_mlx.cli import app as command_line
 from dflash_mlx.measure import doctor
 from dflash_mlx.measure.doctor import examine, published_classes
+from dflash_mlx.metal.attention_class import AttentionClass
+from dflash_mlx.metal.catalogue import parse
 from dflash_mlx.metal.prover import Prover
+from dflash_mlx.metal.rows_class import RowsClass
 from dflash_mlx.metal.selection import Selection
-from dflash_mlx.metal.shape_class import ShapeClass, parse
 from dflash_mlx.metal.verdicts import VerdictBook
 
 from .emulator import need_compiler
@@ -23,7 +25,8 @@ from .emulator import need_compiler
 # The package gives the function of this name, which hides its module.
 command = importlib.import_module("dflash_mlx.cli.doctor")
 
-SHAPE = ShapeClass(dim=32, dtype="float32", length=4, context=512, ratio=1)
+SHAPE = AttentionClass("draft", dim=32, dtype="float32", length=4, context=512, ratio=1)
+PRODUCT = RowsClass("float32", rows=3, outputs=4096, inner=1024, group_size=64, bits=4)
 
 without_metal = pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
 
@@ -58,7 +61,7 @@ def test_without_metal_it_says_so_and_nothing_is_broken(app):
     assert "There is no Metal here" in result.output and "emulation" in result.output
     assert "Nothing is broken" in result.output
     assert "1 model," in result.output
-    for name in ("mlx ", "mlx-lm ", "dflash-mlx ", "GB", "block_attention"):
+    for name in ("mlx ", "mlx-lm ", "dflash-mlx ", "GB", "block_attention", "quantized_rows"):
         assert name in result.output
 
 
@@ -105,19 +108,22 @@ def test_wrong_arithmetic_is_a_problem(tmp_path, monkeypatch):
 def test_proofs_run_ahead_once(tmp_path):
     path = tmp_path / "book.json"
     told: list[str] = []
-    options = {"classes": [SHAPE], "progress": told.append, "hub_cache": tmp_path}
+    options = {"classes": [SHAPE, PRODUCT], "progress": told.append, "hub_cache": tmp_path}
     report = examine(emulated("right", path), **options)
-    assert told == [SHAPE.key] and report["problems"] == []
-    (verdict,) = report["kernels"]["verdicts"]
+    assert told == [SHAPE.key, PRODUCT.key] and report["problems"] == []
+    verdict, product = report["kernels"]["verdicts"]
     assert verdict["class"] == SHAPE.key and verdict["outcome"] == "faster"
-    assert verdict["speed"] == 2 and verdict["error"] < 1e-5
-    text = "\n".join(command.lines(report))
-    assert f"{SHAPE.key}  " in text and "2.00x plain MLX" in text and "largest error" in text
+    assert verdict["speed"] == 2 and verdict["error"] < 1e-5 and verdict["bit_equal"] is None
+    assert product["class"] == PRODUCT.key and product["speed"] == 2
+    assert product["bit_equal"] in (True, False)
+    line, other = (x for x in command.lines(report) if SHAPE.key in x or PRODUCT.key in x)
+    assert "2.00x plain MLX  500.000 ms, plain 1000.000 ms  largest error" in line
+    assert ("rows not bit-equal" in other) != product["bit_equal"] and "bit-equal" in other
 
     examine(emulated("crashes", path), **options)
-    assert told == [SHAPE.key]
+    assert told == [SHAPE.key, PRODUCT.key]
     report = examine(emulated("crashes", path), again=True, **options)
-    assert told == [SHAPE.key] * 2
+    assert told == [SHAPE.key, PRODUCT.key] * 2
     assert "does not run" in report["problems"][0]
 
 

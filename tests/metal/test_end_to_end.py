@@ -9,10 +9,9 @@ import dflash_mlx.draft.attention as draft_attention
 from dflash_mlx import load, stream_generate
 from dflash_mlx.demo import demo_paths, demo_prompts
 from dflash_mlx.metal import block_attention, selection
-from dflash_mlx.metal.attention_kernel import AttentionKernel
+from dflash_mlx.metal.attention_class import attention_class
 from dflash_mlx.metal.prover import Prover
 from dflash_mlx.metal.selection import Selection
-from dflash_mlx.metal.shape_class import shape_class
 from dflash_mlx.metal.verdicts import VerdictBook
 
 from ..tiny_pair import write_pair
@@ -50,7 +49,7 @@ def draft_calls(monkeypatch):
 
     def counted(queries, context_keys, *rest, **options):
         seen = options["context_length"]
-        calls.append(shape_class(queries, context_keys.shape[1], seen))
+        calls.append(attention_class("draft", queries, context_keys.shape[1], seen))
         return block_attention(queries, context_keys, *rest, **options)
 
     monkeypatch.setattr(draft_attention, "block_attention", counted)
@@ -79,7 +78,7 @@ def test_text_is_the_same_with_the_kernel(pair, prompt, draft_calls, tmp_path, r
     chosen = Selection(
         mode="auto",
         ready=lambda: True,
-        kernel=AttentionKernel(emulator.metal_kernel),
+        make=emulator.metal_kernel,
         book=VerdictBook(tmp_path / "book.json"),
         prover=Prover((sys.executable, "-m", "tests.metal.proof_child", "right"), 300),
     )
