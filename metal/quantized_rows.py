@@ -286,15 +286,20 @@ def plain_quantized_rows(
 
 
 def supported(
-    x: mx.array, scales: mx.array, biases: mx.array | None, *, group_size: int, bits: int, mode: str
+    dtype: mx.Dtype,
+    scales: mx.array,
+    biases: mx.array | None,
+    *,
+    group_size: int,
+    bits: int,
+    mode: str,
 ) -> bool:
-    """Whether the kernel takes these rows [M, K] and this kind of quantization."""
+    """Whether the kernel takes rows of this dtype and this kind of quantization."""
     return (
-        MIN_ROWS <= x.shape[0] <= MAX_ROWS
-        and mode == "affine"
+        mode == "affine"
         and bits in BITS
         and group_size in GROUP_SIZES
-        and x.dtype in DTYPES
+        and dtype in DTYPES
         and biases is not None
-        and scales.dtype == biases.dtype == x.dtype
+        and scales.dtype == biases.dtype == dtype
     )

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from dflash_mlx.target.watch import Handler, Listener, own_handle
+from dflash_mlx.target.watch import Handler, Listener, Watched, own_handle
 
 
 class TapPlan:
@@ -37,10 +37,10 @@ class TapPlan:
         self._stream_axis = stream_axis
 
     def watching(
-        self, outputs: list[mx.array], others: list[tuple[nn.Module, Handler]]
-    ) -> list[tuple[nn.Module, Listener]]:
+        self, outputs: list[mx.array], others: Sequence[tuple[Watched, Handler]]
+    ) -> list[tuple[Watched, Listener]]:
         """What to watch so that `outputs` is filled, and others; where both want a module, both."""
-        pairs: list[tuple[nn.Module, Listener]]
+        pairs: list[tuple[Watched, Listener]]
         pairs = [(layer, outputs) for layer in self._layers.values() if layer is not self._first]
         taken = {id(module): handler for module, handler in others}
         if self._first is not None:

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from dflash_mlx.target.caches import Rule, leaves, rule_of
 from dflash_mlx.target.replay import MixerReplay
+from dflash_mlx.target.watch import layered
 
 if TYPE_CHECKING:
     from dflash_mlx.target.view import TargetView
@@ -44,7 +45,8 @@ class Transaction:
             self._replay = self._view.mixer_replay()
         self._marks = [(rule, leaf, rule.mark(leaf, whole)) for rule, leaf in found]
         self._whole = whole
-        handlers = self._replay.handlers() if self._replay else []
+        replay = self._replay.handlers() if self._replay else []
+        handlers = layered(replay, self._view.fast_verify.handlers(tokens.size))
         return self._view.run(tokens, self._cache, taps, handlers)
 
     def commit(self, kept: int) -> None:

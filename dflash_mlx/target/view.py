@@ -12,10 +12,11 @@ from mlx_lm.models.cache import make_prompt_cache
 from dflash_mlx.errors import PairError
 from dflash_mlx.target.anatomy import examine
 from dflash_mlx.target.caches import UNKNOWN, Rule, leaves, rule_of
+from dflash_mlx.target.fast_verify import FastVerify
 from dflash_mlx.target.replay import MixerReplay, row_wise_children
 from dflash_mlx.target.taps import TapPlan, joined
 from dflash_mlx.target.transaction import Transaction
-from dflash_mlx.target.watch import Handler, Watch
+from dflash_mlx.target.watch import Handler, Watch, Watched
 
 
 class TargetView:
@@ -44,6 +45,7 @@ class TargetView:
         self._layer_calls, self._stream_axis = found.layer_calls, found.stream_axis
         self._mixers = found.mixers
         self._mixer_children = [c for m in found.mixers or [] for c in row_wise_children(m)]
+        self.fast_verify = FastVerify(model)
         self._tap_plans: dict[tuple[int, ...], TapPlan] = {}
 
     def embed(self, tokens: mx.array) -> mx.array:
@@ -155,7 +157,7 @@ class TargetView:
         tokens: mx.array,
         cache: list[Any],
         taps: Sequence[int],
-        handlers: list[tuple[nn.Module, Handler]],
+        handlers: Sequence[tuple[Watched, Handler]],
     ) -> tuple[mx.array, mx.array | None]:
         """`forward` with further modules watched."""
         if taps:
@@ -171,7 +173,7 @@ class TargetView:
         tokens: mx.array,
         cache: list[Any],
         taps: Sequence[int],
-        handlers: list[tuple[nn.Module, Handler]],
+        handlers: Sequence[tuple[Watched, Handler]],
     ) -> tuple[mx.array, tuple[mx.array, ...]]:
         plan, outputs = self._plan(tuple(taps)), list[mx.array]()
         with Watch(plan.watching(outputs, handlers)):

@@ -6,9 +6,9 @@ and it works where a model hands out copies of its list of layers.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,8 +20,18 @@ Handler = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, An
 Listener = Handler | list[mx.array]
 
 
+class TiedHead(NamedTuple):
+    """An embedding in its other use, as the output head: the calls of its `as_linear`."""
+
+    embedding: nn.Module
+
+
+# What can be watched.
+Watched = nn.Module | TiedHead
+
+
 class _Local(threading.local):
-    handlers: dict[int, Listener] = {}  # noqa: RUF012 - replaced, never changed in place
+    handlers: dict[Hashable, Listener] = {}  # noqa: RUF012 - replaced, never changed in place
 
 
 _local = _Local()
@@ -42,7 +52,46 @@ def _subclass(cls: type) -> type:
             return out
         return handler(cls.__call__, self, args, kwargs)
 
-    return type(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__})
+    def as_linear(self: nn.Module, x: mx.array) -> Any:
+        handler = _local.handlers.get(_key(TiedHead(self)))
+        if callable(handler):
+            return handler(own, self, (x,), {})
+        return own(self, x)
+
+    methods: dict[str, Any] = {"__call__": __call__, "__module__": cls.__module__}
+    own: Any = getattr(cls, "as_linear", None)
+    if own is not None:
+        methods["as_linear"] = as_linear
+    return type(cls.__name__, (cls,), methods)
+
+
+def _key(watched: Watched) -> Hashable:
+    if isinstance(watched, TiedHead):
+        return "head", id(watched.embedding)
+    return id(watched)
+
+
+def layered(
+    outer: list[tuple[nn.Module, Handler]], inner: list[tuple[Watched, Handler]]
+) -> list[tuple[Watched, Handler]]:
+    """The pairs of both; where both want a module, the outer handler's `call` is the inner one."""
+    below = {_key(watched): handler for watched, handler in inner}
+    above = {_key(watched) for watched, _ in outer}
+    pairs: list[tuple[Watched, Handler]] = []
+    for watched, handler in outer:
+        lower = below.get(_key(watched))
+        pairs.append((watched, _over(handler, lower) if lower else handler))
+    return pairs + [pair for pair in inner if _key(pair[0]) not in above]
+
+
+def _over(outer: Handler, inner: Handler) -> Handler:
+    def handle(call: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        def lower(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return inner(call, module, args, kwargs)
+
+        return outer(lower, module, args, kwargs)
+
+    return handle
 
 
 def hidden_state(output: Any) -> Any:
@@ -69,7 +118,7 @@ class Watch:
     nest; an inner handler of the same module hides the outer one.
     """
 
-    def __init__(self, handlers: Iterable[tuple[nn.Module, Listener]]):
+    def __init__(self, handlers: Iterable[tuple[Watched, Listener]]):
         self._pairs = list(handlers)
         self._done: list[nn.Module] = []
 
@@ -77,20 +126,21 @@ class Watch:
         self._outer = _local.handlers
         try:
             with _lock:
-                for module, _ in self._pairs:
+                for watched, _ in self._pairs:
+                    module = watched.embedding if isinstance(watched, TiedHead) else watched
                     entry = _swapped.get(id(module))
                     if entry is None:
                         cls = type(module)
-                        watched = _subclasses.get(cls)
-                        if watched is None:
-                            watched = _subclasses[cls] = _subclass(cls)
+                        subclass = _subclasses.get(cls)
+                        if subclass is None:
+                            subclass = _subclasses[cls] = _subclass(cls)
                         _swapped[id(module)] = [1, cls]
                         self._done.append(module)
-                        object.__setattr__(module, "__class__", watched)
+                        object.__setattr__(module, "__class__", subclass)
                     else:
                         entry[0] += 1
                         self._done.append(module)
-            own = {id(module): handler for module, handler in self._pairs}
+            own = {_key(watched): handler for watched, handler in self._pairs}
             _local.handlers = {**self._outer, **own} if self._outer else own
         except BaseException:
             self.__exit__()

@@ -104,12 +104,11 @@ def test_the_matrix_is_read_once(rows):
 
 
 def test_what_is_taken():
-    def takes(rows=4, dtype=mx.float16, scales=mx.float16, biases=mx.float16, **change):
+    def takes(dtype=mx.float16, scales=mx.float16, biases=mx.float16, **change):
         kind = {"group_size": 64, "bits": 4, "mode": "affine"} | change
         other = None if biases is None else mx.zeros((8, 1), biases)
-        return supported(mx.zeros((rows, 64), dtype), mx.zeros((8, 1), scales), other, **kind)
+        return supported(dtype, mx.zeros((8, 1), scales), other, **kind)
 
-    assert [n for n in range(20) if takes(n)] == list(EVERY_ROWS)
     assert all(takes(dtype=d, scales=d, biases=d) for d in DTYPES)
     assert not takes(dtype=mx.float32) and not takes(biases=None)
     assert not takes(mode="mxfp4") and not takes(bits=3) and not takes(group_size=16)
