@@ -97,7 +97,7 @@ def _check(
     block_keys: mx.array | None,
     block_values: mx.array | None,
     length: int,
-    visible: mx.array | None,
+    visible: mx.array | str | None,
 ) -> None:
     batch, heads, rows, dim = queries.shape
     kv_batch, kv_heads, capacity, kv_dim = context_keys.shape
