@@ -14,9 +14,9 @@ from dflash_mlx.cli.loading import NO_THINKING, Loaded
 from dflash_mlx.cli.screen import note, size
 from dflash_mlx.conversation import max_positions, storage
 from dflash_mlx.conversation.conversation import Conversation
+from dflash_mlx.conversation.figures import Figures
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.advice import advice
-from dflash_mlx.measure.figures import Figures
 from dflash_mlx.measure.run import Settings
 
 HELP = """\

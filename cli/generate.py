@@ -13,9 +13,9 @@ from dflash_mlx.cli.loading import load_pair, quantizing
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import note, reading, stats_line
 from dflash_mlx.conversation import check_positions
+from dflash_mlx.conversation.figures import Figures
 from dflash_mlx.decode import make_sampler
 from dflash_mlx.measure.advice import advice
-from dflash_mlx.measure.figures import Figures
 
 Prompt = Annotated[
     str | None,

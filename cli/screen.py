@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 
-from dflash_mlx.measure.figures import Figures
+from dflash_mlx.conversation.figures import Figures
 
 
 def _console(stderr: bool) -> Console:

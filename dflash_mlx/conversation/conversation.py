@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dflash_mlx.api import GenerationResponse, stream_generate
+from dflash_mlx.conversation.figures import Figures
 from dflash_mlx.conversation.positions import check_positions, max_positions
 from dflash_mlx.conversation.prefixes import Lease, PrefixCache, common_prefix
 from dflash_mlx.conversation.template import Message, Template
 from dflash_mlx.conversation.thinking import parts_of_answer
 from dflash_mlx.decode import Options
-from dflash_mlx.measure.figures import Figures
 from dflash_mlx.pairs import SpeculativeModel
 
 

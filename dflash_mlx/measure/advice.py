@@ -1,6 +1,6 @@
 """What to say of an answer that the draft did not help with."""
 
-from dflash_mlx.measure.figures import Figures
+from dflash_mlx.conversation.figures import Figures
 
 # Less than this tells nothing yet.
 PROPOSALS, FORWARDS = 30, 50
