@@ -15,7 +15,9 @@ from dflash_mlx.cli.screen import note, reading, stats_line
 from dflash_mlx.conversation import check_positions
 from dflash_mlx.conversation.figures import Figures
 from dflash_mlx.decode import make_sampler
+from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.advice import advice
+from dflash_mlx.texts import check_text
 
 Prompt = Annotated[
     str | None,
@@ -127,9 +129,11 @@ def read_prompt(prompt: str | None) -> str:
     if prompt is None or prompt == "-":
         try:
             prompt = sys.stdin.read()
-            prompt.encode()
         except UnicodeError as error:
             raise UsageError("The prompt on stdin is not UTF-8 text.") from error
     if not prompt.strip():
         raise UsageError("The prompt is empty; give some text.")
-    return prompt
+    try:
+        return check_text(prompt, "The prompt")
+    except DFlashError as error:
+        raise UsageError(str(error)) from error

@@ -49,7 +49,11 @@ def train(
     ],
     data: Annotated[
         Path,
-        _option(_DATA, 'A .jsonl file of {"text": …} or {"messages": […]} rows, or a .txt file.'),
+        _option(
+            _DATA,
+            'A .jsonl or .json file of rows: {"messages": […]}, {"conversations": […]} as in '
+            'ShareGPT, {"prompt": …, "completion": …} or {"text": …}; or a .txt file.',
+        ),
     ],
     output: Annotated[
         Path, _option(_DATA, "The draft's directory.", "--output", "-o", metavar="DIR")
@@ -63,6 +67,15 @@ def train(
             min=0,
         ),
     ] = DEFAULT.regenerate,
+    skip_bad_rows: Annotated[
+        bool,
+        _option(
+            _DATA,
+            "Leave out rows that cannot be used and say how many, instead of ending with the "
+            "first.",
+            "--skip-bad-rows",
+        ),
+    ] = DEFAULT.skip_bad_rows,
     think: Annotated[
         bool | None,
         _option(
@@ -109,6 +122,16 @@ def train(
             parser=taps,
         ),
     ] = "auto",
+    mask_token: Annotated[
+        str | None,
+        _option(
+            _DRAFT,
+            "The token, or its id, that a new draft's blocks are masked with; without it, the "
+            "tokenizer's mask or one that no text holds.",
+            metavar="TOKEN",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         _option(
@@ -190,6 +213,7 @@ def train(
         draft_layers=draft_layers,
         block_size=block_size,
         taps=tap_ids or None,
+        mask_token=mask_token,
         steps=steps,
         minutes=minutes,
         keep_features=int(keep_features * (1 << 30)),
@@ -203,6 +227,7 @@ def train(
         init=None if init is None else place(init, draft=True),
         regenerate=regenerate,
         think=think,
+        skip_bad_rows=skip_bad_rows,
         revision=revision,
         adapter_path=adapter_path,
     )

@@ -1,5 +1,6 @@
 """mlx_lm's call shape on top of the decode loop: prompts in, text and responses out."""
 
+import operator
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dflash_mlx.decode import (
     Sampler,
     costs_file,
 )
-from dflash_mlx.errors import DFlashError
+from dflash_mlx.errors import DFlashError, said
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.policy import AdaptiveLength, Costs, CostsFile, FixedLength, Learned
 from dflash_mlx.stop_strings import StopStrings
@@ -353,14 +354,22 @@ def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) 
     """A prompt as token ids, special tokens added to text as mlx_lm does.
 
     Raises:
-        DFlashError: it is empty.
+        DFlashError: it is empty, or neither text nor one row of token ids.
     """
     if isinstance(prompt, str):
         bos = tokenizer.bos_token
         special = bos is None or not prompt.startswith(bos)
         ids = encode_text(tokenizer, prompt, add_special_tokens=special)
     else:
-        ids = cast(list[int], prompt.tolist() if isinstance(prompt, mx.array) else list(prompt))
+        try:
+            # As mlx_lm takes them: lists, and arrays of MLX, NumPy and others.
+            given: Any = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+            ids = [operator.index(token) for token in given]
+        except TypeError as error:
+            raise DFlashError(
+                f"The prompt is a {type(prompt).__name__} that is not one row of token ids "
+                f"({said(error)}); give text or a list of ids."
+            ) from error
     if not ids:
         raise DFlashError("The prompt is empty; give at least one token.")
     return ids

@@ -3,6 +3,7 @@
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.errors import DFlashError, said
+from dflash_mlx.texts import check_text
 
 
 def encode_text(
@@ -11,8 +12,10 @@ def encode_text(
     """The ids of a text.
 
     Raises:
-        DFlashError: the tokenizer cannot; some mistakes in its files show only here.
+        DFlashError: the tokenizer cannot; some mistakes in its files show only here. Or the text
+            is none, see `check_text`.
     """
+    check_text(text)
     try:
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
     except Exception as error:

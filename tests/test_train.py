@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten
 from mlx_lm import load as load_plain
 from mlx_lm import stream_generate as stream_plain
 from mlx_lm.utils import quantize_model, save_model
+from tokenizers import AddedToken
 
 from dflash_mlx import load, load_draft, stream_generate
 from dflash_mlx.conversation.template import Template
@@ -33,7 +34,7 @@ from dflash_mlx.training.answer_store import AnswerStore
 from dflash_mlx.training.answers import Author, answered
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.data import can_teach, encode_rows, opening, read_rows
-from dflash_mlx.training.design import even_taps, mask_token, shared_heads
+from dflash_mlx.training.design import design_draft, even_taps, mask_token, shared_heads
 from dflash_mlx.training.estimate import duration
 from dflash_mlx.training.run import final_norm
 from dflash_mlx.training.trainer import FrozenTarget, Trainer, new_draft
@@ -514,7 +515,7 @@ def test_what_cannot_be_gone_on_from(target: Path, data: Path, tmp_path: Path) -
     draft = str(demo_paths()[1])
     tail = ["--target=demo", f"--data={data}", f"-o{tmp_path / 'made'}", "--steps=1"]
     said = complaint(run("train", *tail, f"--init={draft}", "--draft-layers=2"), 1)
-    assert "its own layers, block size and taps" in said
+    assert "its own layers, block size, taps and mask token" in said
     run("convert", draft, "-o", str(tmp_path / "8bit"), "--bits=8", "--group-size=32")
     said = complaint(run("train", *tail, f"--init={tmp_path / '8bit'}"), 1)
     assert "is quantized, and what is quantized cannot be trained" in said
@@ -565,19 +566,25 @@ def test_a_hybrid_target_gets_a_draft_that_is_accepted(tmp_path: Path) -> None:
 
 
 BAD_DATA = {
-    "a missing file": (None, "My Data.jsonl cannot be read: No such file"),
+    "a missing file": (None, "There is no file .*My Data.jsonl"),
     "nothing": (b"\n\n", "holds no text"),
     "no JSON": (b'{"text": "a b c d e"}\nfree text\n', "Line 2 of .*My Data.jsonl is not JSON"),
-    "no text": (b'{"prompt": "a"}\n', "Line 1 of .* has no text to learn"),
-    "a list": (b"[1]\n", "Line 1 of .* has no text to learn"),
+    "no text": (b'{"prose": "a"}\n', "Line 1 of .* has no text to learn"),
+    "a list": (b"[1]\n", "Line 1 of .* is no JSON object"),
     "empty text": (b'{"text": " "}\n', "Line 1 of .* has no text to learn"),
-    "odd messages": (b'{"messages": [{"role": "user"}]}\n', "Line 1 of .* a role and a content"),
+    "odd messages": (
+        b'{"messages": [{"role": "user"}]}\n',
+        "Line 1 of .* a message 1 without content",
+    ),
     "no answer": (
         b'{"messages": [{"role": "user", "content": "Hi"}]}\n',
-        "Line 1 of .* has no assistant message",
+        "Line 1 of .* has no assistant message to learn from; --regenerate N",
     ),
     "one line": (b'{"text": "a b c d e f g"}\n', "gives 1 sequence to learn from; at least 2"),
-    "another encoding": ('{"text": "Grüße"}\n'.encode("latin-1"), "is not UTF-8 .byte 12"),
+    "another encoding": (
+        '{"text": "Grüße"}\n'.encode("latin-1"),
+        "is not UTF-8: line 1 has the byte 0xFC at byte 12",
+    ),
 }
 
 
@@ -601,7 +608,7 @@ def test_bad_data_is_named(target: Path, tmp_path: Path, content: bytes | None, 
         (["--taps=1,1"], 1, "different layers of the target"),
         (["--block-size=65"], 1, "A block of 65 tokens is longer than a sequence of 64"),
         (["--lr=0"], 1, "lr is 0.0; give more than 0"),
-        (["--data=notes.pdf"], 1, "neither a .jsonl nor a .txt file"),
+        (["--data=notes.pdf"], 1, "neither a .jsonl nor a .json nor a .txt file"),
         (["--target=nowhere"], 1, "There is no directory nowhere"),
     ],
 )
@@ -673,8 +680,14 @@ class Vocabulary:
     eos_token_ids = frozenset({1})
 
     def __init__(self, mask: int | None, pad: int | None, **words: int):
-        self._tokenizer = type("Inner", (), {"mask_token_id": mask, "pad_token_id": pad})
+        inner = {"mask_token_id": mask, "pad_token_id": pad, "bos_token_id": 2}
+        special = {i: AddedToken(word, special=True) for word, i in words.items() if "<" in word}
+        inner |= {"chat_template": "<user>{{ m }}", "added_tokens_decoder": special}
+        self._tokenizer = type("Inner", (), inner)
         self.words = words
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {word: i for word, i in self.words.items() if "<" in word}
 
     def get_vocab(self) -> dict[str, int]:
         return self.words
@@ -685,5 +698,76 @@ def test_the_mask_is_a_token_that_no_text_holds() -> None:
     assert mask_token(9, Vocabulary(None, 0, **{"<|mask|>": 3, "a": 8})) == 3  # type: ignore[arg-type]
     assert mask_token(9, Vocabulary(None, 0, a=6)) == 7  # type: ignore[arg-type]
     assert mask_token(9, Vocabulary(None, 0, a=8)) == 0  # type: ignore[arg-type]
-    with pytest.raises(DFlashError, match="add a mask token"):
+    with pytest.raises(DFlashError, match="--mask-token"):
         mask_token(9, Vocabulary(None, 1, a=8))  # type: ignore[arg-type]
+
+
+# Full vocabularies, whose stop token is 1 and beginning 2: what masks, in order of preference.
+FULL = [
+    ({"<end>": 1, "<a>": 3, "<|reserved_special_token_4|>": 4, "<b>": 8}, 4),
+    ({"<end>": 1, "<unused0>": 5, "<b>": 8}, 5),
+    ({"<end>": 1, "<a>": 3, "<|finetune_right_pad_id|>": 4, "<b>": 8}, 4),
+    ({"<end>": 1, "<filename>": 3, "<user>": 4, "a": 8}, 3),
+    ({"<end>": 1, "<begin>": 2, "<user>": 4, "a": 8}, None),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), FULL)
+def test_a_token_to_spare_masks_where_there_is_no_mask(
+    words: dict[str, int], expected: int | None
+) -> None:
+    vocabulary: Any = Vocabulary(None, None, **words)
+    if expected is None:
+        with pytest.raises(DFlashError, match="--mask-token"):
+            mask_token(9, vocabulary)
+    else:
+        assert mask_token(9, vocabulary) == expected
+
+
+def test_the_mask_can_be_named() -> None:
+    vocabulary: Any = Vocabulary(3, 0, a=8, b=5, **{"7": 6})
+    assert [mask_token(9, vocabulary, wanted) for wanted in ("b", "4", "7")] == [5, 4, 6]
+    for wanted in ("9", "-1", "c", "a b", "", "9" * 5000):
+        with pytest.raises(DFlashError, match="is no token of the target"):
+            mask_token(9, vocabulary, wanted)
+    with pytest.raises(DFlashError, match="ends the target's texts"):
+        mask_token(9, vocabulary, "1")
+
+
+def test_the_named_mask_is_the_drafts(target: Path, data: Path, tmp_path: Path) -> None:
+    train(target, data, tmp_path / "made", steps=1, mask_token="<|pad|>", **SMALL)
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert config["dflash_config"]["mask_token_id"] == 0
+    with pytest.raises(DFlashError, match="its own layers"):
+        train(target, data, tmp_path / "b", init=str(tmp_path / "made"), mask_token="a")
+
+
+@pytest.mark.parametrize(
+    ("config", "base"),
+    [
+        ({"rope_theta": 5e5}, 5e5),
+        ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 2e4}}, 2e4),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 2e4}}, 2e4),
+        ({"rope_theta": 3e4, "rope_parameters": None}, 3e4),
+        ({"rope_theta": 3e4, "rope_parameters": {"rope_theta": None}}, 3e4),
+        ({"rope_theta": 1.0, "text_config": {"rope_parameters": {"rope_theta": 2e4}}}, 2e4),
+        ({"rope_theta": 3e4, "text_config": {"rope_theta": None}}, 3e4),
+        (
+            {
+                "rope_theta": 7.0,
+                "rope_parameters": {
+                    "sliding_attention": {"rope_theta": 1e4},
+                    "full_attention": {"rope_theta": 1e6},
+                },
+            },
+            1e6,
+        ),
+        ({}, 1e4),
+    ],
+)
+def test_rope_parameters_win_over_flat_keys(
+    config: dict[str, Any], base: float, target: Path
+) -> None:
+    model, tokenizer = load_plain(str(target))[:2]
+    made = design_draft(TargetView(model), config, tokenizer, layers=1, block_size=4, taps=None)
+    assert made["rope_theta"] == base

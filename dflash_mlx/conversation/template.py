@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.errors import DFlashError, said
+from dflash_mlx.texts import check_text
 from dflash_mlx.tokens import encode_text
 
 Message = dict[str, Any]
@@ -71,7 +72,7 @@ class Template:
         """What `render` encodes; without `ask`, the conversation as it stands."""
         if self.plain:
             parts = [self.system or "", *(m["content"] for m in messages), prefill or ""]
-            return "".join(parts)
+            return check_text("".join(parts))
         system: list[Message] = []
         if self.system is not None:
             system = [{"role": "system", "content": self.system}]
@@ -79,7 +80,7 @@ class Template:
         if prefill is not None:
             answer = [{"role": "assistant", "content": prefill}]
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 [*system, *messages, *answer],
                 tokenize=False,
                 add_generation_prompt=ask and prefill is None,
@@ -91,6 +92,7 @@ class Template:
             raise DFlashError(
                 f"The model's chat template refuses this conversation: {said(error)}."
             ) from error
+        return check_text(cast(str, text))
 
     def _variables(self) -> dict[str, Any]:
         if self.think is not None:

@@ -1,14 +1,16 @@
 """What bench asks: built-in prompts, or a user's file."""
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dflash_mlx.conversation import Message, Template
+from dflash_mlx.conversation.rows import messages_of, tools_of
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.json_text import parse_json
 from dflash_mlx.measure.comparison import BenchPrompt
+from dflash_mlx.texts import check_text, numbered_lines, read_text
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Question:
     messages: tuple[Message, ...]
     kind: str
     counts: bool = True
+    tools: tuple[Any, ...] = ()
 
     @property
     def text(self) -> str:
@@ -48,53 +51,38 @@ def demo_questions(groups: Sequence[str] = ("held-out", "bad")) -> list[Question
 
 
 def read_questions(file: Path) -> list[Question]:
-    """A JSON-lines file of {"prompt" | "messages", "kind"}; the kind may be left out.
+    """A JSON-lines file of prompts or conversations and their "kind", which may be left out.
+
+    A row is one of those of `conversation.rows`; the answer at its end, if it has one, is not
+    asked for.
 
     Raises:
         DFlashError: it cannot be read; the message names the line.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DFlashError(f"There is no prompts file {file}.") from error
-    except UnicodeDecodeError as error:
-        raise DFlashError(f"{file} is not UTF-8 text.") from error
-    except OSError as error:
-        raise DFlashError(f"{file} cannot be read: {error.strerror}.") from error
-    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise DFlashError(f"{file} holds no prompts.")
-    return [_question(line, f"{file}, line {i}") for i, line in numbered]
+    return [_question(line, f"Line {i} of {file}") for i, line in numbered_lines(read_text(file))]
 
 
 def _question(line: str, where: str) -> Question:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise DFlashError(f"{where} is not JSON: {error}.") from error
-    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
-        raise DFlashError(f'{where} needs an object with either "prompt" or "messages".')
+    if not isinstance(row, dict):
+        raise DFlashError(f"{where} is no JSON object.")
     kind = row.get("kind", "prompts")
     if not isinstance(kind, str) or not kind:
         raise DFlashError(f'{where} has a "kind" that is no text.')
-    if "prompt" in row:
-        messages: Any = [{"role": "user", "content": row["prompt"]}]
-    else:
-        messages = row["messages"]
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise DFlashError(
-            f'{where} needs a text as "prompt", or "messages" that each have "role" and "content".'
-        )
-    return Question(tuple(messages), kind)
-
-
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-        and bool(message["content"].strip())
-    )
+    try:
+        messages, tools = messages_of(row), tools_of(row)
+    except DFlashError as error:
+        raise DFlashError(f"{where} {error}") from error
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages or not messages[-1]["content"].strip():
+        raise DFlashError(f'{where} asks nothing; it needs a "prompt" or "messages".')
+    for message in messages:
+        check_text(message["content"], f"{where}, in what the {message['role']} says,")
+    return Question(tuple(messages), kind, tools=tuple(tools or ()))
 
 
 def rendered(questions: Iterable[Question], template: Template) -> list[BenchPrompt]:
@@ -104,5 +92,12 @@ def rendered(questions: Iterable[Question], template: Template) -> list[BenchPro
         DFlashError: the template refuses one.
     """
     return [
-        BenchPrompt(tuple(template.render(q.messages)), q.kind, q.text, q.counts) for q in questions
+        BenchPrompt(tuple(_for(q, template).render(q.messages)), q.kind, q.text, q.counts)
+        for q in questions
     ]
+
+
+def _for(question: Question, template: Template) -> Template:
+    if not question.tools:
+        return template
+    return replace(template, config={**template.config, "tools": list(question.tools)})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import batch_generate, stream_generate
+from mlx_lm.generate import BatchGenerator, stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx import api
@@ -63,20 +63,20 @@ class Author:
         return [self._alone(p, limit) for p, limit in zip(prompts, limits, strict=True)]
 
     def _together(self, prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
-        response = batch_generate(
+        # mlx-lm's batch_generate would leave out which of several stop tokens ended a text.
+        generator = BatchGenerator(
             self.view.model,
-            self.tokenizer,
-            prompts,
-            max_tokens=limits,
-            return_token_ids=True,
+            stop_tokens=[[token] for token in self.tokenizer.eos_token_ids],
             prefill_step_size=PREFILL,
         )
-        stop = self.tokenizer.eos_token_id
-        written = response.token_ids or []
-        return [
-            tokens if len(tokens) == limit else [*tokens, stop]
-            for tokens, limit in zip(written, limits, strict=True)
-        ]
+        try:
+            texts: dict[int, list[int]] = {u: [] for u in generator.insert(prompts, limits)}
+            while responses := generator.next_generated():
+                for response in responses:
+                    texts[response.uid].append(int(response.token))
+        finally:
+            generator.close()
+        return list(texts.values())
 
     def _alone(self, prompt: list[int], limit: int) -> list[int]:
         if self._pair is None:

@@ -1,26 +1,64 @@
 """A user's own texts and conversations, as token sequences to learn from."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dflash_mlx.conversation.template import Template
+from dflash_mlx.conversation.rows import messages_of, tools_of
+from dflash_mlx.conversation.template import Message, Template
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.json_text import parse_json
+from dflash_mlx.texts import check_text, numbered_lines, read_text
 from dflash_mlx.tokens import encode_text
 from dflash_mlx.training.batches import Sample
 
 
 @dataclass(frozen=True)
 class Row:
-    """One text, or one conversation, and where it stands in its file."""
+    """One text, or one conversation with its tools, and where it stands in its file."""
 
     place: str
     text: str = ""
-    messages: tuple[dict[str, Any], ...] = ()
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Any, ...] = ()
+
+
+@dataclass
+class BadRows:
+    """Rows that cannot be used: the first one ends the run, unless they are to be skipped.
+
+    Attributes:
+        skip: whether they are.
+        reasons: what is wrong with each that was skipped, with its place.
+    """
+
+    skip: bool = False
+    reasons: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Around what is done with the row at a place; names it in what goes wrong."""
+        try:
+            yield
+        except DFlashError as error:
+            reason = str(error)
+            if not reason.startswith(place):
+                reason = f"{place}: {reason}" if reason[:1].isupper() else f"{place} {reason}"
+            if not self.skip:
+                raise DFlashError(reason) from error
+            self.reasons.append(reason)
+
+    @property
+    def remark(self) -> str | None:
+        """How many were skipped, and why the first of them was."""
+        count = len(self.reasons)
+        if not count:
+            return None
+        return f"Skipped {count} bad row{'' if count == 1 else 's'}; the first: {self.reasons[0]}"
 
 
 @dataclass(frozen=True)
@@ -36,65 +74,82 @@ class Dataset:
     shortened: int
 
 
-def read_rows(file: Path) -> list[Row]:
+def read_rows(file: Path, bad: BadRows | None = None) -> list[Row]:
     """The rows of a file.
 
-    A .jsonl file has `{"text": …}` or `{"messages": […]}` on each line; a .txt file is one text.
+    A .jsonl file has a row on each line, a .json file a list of them: `{"text": …}`, or a
+    conversation in one of the forms of `conversation.rows`. A .txt file is one text.
+
+    Args:
+        file: what to read.
+        bad: what becomes of rows that cannot be used.
 
     Raises:
-        DFlashError: the file is missing, no UTF-8, or a line of it is not such a row.
+        DFlashError: the file is missing, no UTF-8, or a row of it cannot be used.
     """
-    if file.suffix not in (".jsonl", ".txt"):
-        raise DFlashError(f"{file} is neither a .jsonl nor a .txt file; training reads these two.")
-    try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+    if file.suffix not in (".jsonl", ".json", ".txt"):
         raise DFlashError(
-            f"{file} is not UTF-8 (byte {error.start} cannot be read); save it as UTF-8."
-        ) from error
-    except OSError as error:
-        raise DFlashError(f"{file} cannot be read: {error.strerror or error}.") from error
-    if not content.strip():
-        raise DFlashError(f"{file} holds no text.")
+            f"{file} is neither a .jsonl nor a .json nor a .txt file; training reads these three."
+        )
+    bad = bad or BadRows()
+    content = read_text(file)
     if file.suffix == ".txt":
         return [Row(str(file), text=content)]
-    lines = content.split("\n")
-    return [
-        _row(line, f"Line {number} of {file}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+    rows = []
+    for place, found in _found(file, content, bad):
+        with bad.at(place):
+            rows.append(_row(found, place))
+    if not rows:
+        raise DFlashError(f"{file} has no row that can be used. {bad.remark or ''}".strip())
+    return rows
 
 
-def _row(line: str, place: str) -> Row:
-    try:
-        found = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DFlashError(f"{place} is not JSON: {error}.") from error
-    if isinstance(found, dict) and "messages" in found:
-        messages = found["messages"]
-        if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-            raise DFlashError(
-                f"{place} has messages that are no list of objects with a role and a "
-                "content, both text."
-            )
-        return Row(place, messages=tuple(messages))
-    text = found.get("text") if isinstance(found, dict) else None
+def _found(file: Path, content: str, bad: BadRows) -> Iterator[tuple[str, Any]]:
+    """The places and values of a file's rows."""
+    if file.suffix == ".json":
+        try:
+            listed = parse_json(content)
+        except ValueError as error:
+            raise DFlashError(f"{file} is not JSON: {error}.") from error
+        if not isinstance(listed, list):
+            raise DFlashError(f"{file} holds no list of rows.")
+        yield from ((f"Row {number} of {file}", row) for number, row in enumerate(listed, 1))
+        return
+    for number, line in numbered_lines(content):
+        place, found = f"Line {number} of {file}", None
+        with bad.at(place):
+            try:
+                found = parse_json(line)
+            except ValueError as error:
+                raise DFlashError(f"is not JSON: {error}.") from error
+        if found is not None:
+            yield place, found
+
+
+def _row(found: Any, place: str) -> Row:
+    if not isinstance(found, dict):
+        raise DFlashError("is no JSON object.")
+    messages = messages_of(found)
+    if messages is not None:
+        for message in messages:
+            check_text(message["content"], f"{place}, in what the {message['role']} says,")
+        return Row(place, messages=tuple(messages), tools=tuple(tools_of(found) or ()))
+    text = found.get("text")
     if not isinstance(text, str) or not text.strip():
         raise DFlashError(
-            f'{place} has no text to learn; a row is {{"text": "…"}} or {{"messages": […]}}.'
+            'has no text to learn; a row is {"text": "…"}, {"messages": […]}, '
+            '{"conversations": […]} or {"prompt": "…", "completion": "…"}.'
         )
-    return Row(place, text=text)
-
-
-def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and all(
-        isinstance(message.get(key), str) for key in ("role", "content")
-    )
+    return Row(place, text=check_text(text, place))
 
 
 def encode_rows(
-    rows: Sequence[Row], template: Template, length: int, *, unanswered: bool = False
+    rows: Sequence[Row],
+    template: Template,
+    length: int,
+    *,
+    unanswered: bool = False,
+    bad: BadRows | None = None,
 ) -> Dataset:
     """Token sequences of rows.
 
@@ -107,19 +162,21 @@ def encode_rows(
         length: the most tokens of a sequence.
         unanswered: conversations may end before their answer; the tokens then end where it would
             begin.
+        bad: what becomes of rows that cannot be used.
 
     Raises:
         DFlashError: a conversation has no assistant message, or the template refuses it.
     """
     samples: list[Sample] = []
-    shortened = 0
+    shortened, bad = 0, bad or BadRows()
     for row in rows:
-        if row.messages:
-            sample = _conversation(row, template, unanswered)
-            shortened += len(sample.tokens) > length
-            samples.append(Sample(sample.tokens[:length], sample.learn[:length]))
-        else:
-            samples += _pieces(row, template, length)
+        with bad.at(row.place):
+            if row.messages:
+                sample = _conversation(row, template, unanswered)
+                shortened += len(sample.tokens) > length
+                samples.append(Sample(sample.tokens[:length], sample.learn[:length]))
+            else:
+                samples += _pieces(row, template, length)
     return Dataset(samples, shortened)
 
 
@@ -140,12 +197,17 @@ def can_teach(sample: Sample) -> bool:
 def _conversation(row: Row, template: Template, may_end_unanswered: bool) -> Sample:
     """The whole conversation; learnt is what follows each prompt that asks the assistant."""
     messages = list(row.messages)
+    if row.tools:
+        template = replace(template, config={**template.config, "tools": list(row.tools)})
     if may_end_unanswered and messages[-1]["role"] != "assistant":
         tokens = _ids(template, messages, ask=True)
         return Sample(tokens, np.zeros(len(tokens), dtype=bool))
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
-        raise DFlashError(f"{row.place} has no assistant message to learn from.")
+        raise DFlashError(
+            "has no assistant message to learn from; --regenerate N lets the target answer the "
+            "first N rows itself."
+        )
     messages = messages[: answers[-1] + 1]
     tokens = _ids(template, messages)
     learn = np.zeros(len(tokens), dtype=bool)

@@ -10,6 +10,7 @@ from dflash_mlx.draft.formats.fields import default_target_layer_ids
 from dflash_mlx.draft.formats.zlab import DFLASH1
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.target import TargetView
+from dflash_mlx.training.mask import mask_token
 
 TAPS = 5
 
@@ -22,6 +23,7 @@ def design_draft(
     layers: int,
     block_size: int,
     taps: Sequence[int] | None,
+    mask: str | None = None,
 ) -> dict[str, Any]:
     """A published-format config.json for a draft of this target.
 
@@ -32,9 +34,11 @@ def design_draft(
         layers: of the draft.
         block_size: the anchor and block_size - 1 proposals.
         taps: target layers whose outputs are the context features; None spreads five evenly.
+        mask: the token that stands for what is to be proposed; None finds one.
 
     Raises:
-        DFlashError: a tap is no layer of the target, or the block is too short.
+        DFlashError: a tap is no layer of the target, the block is too short, or there is no token
+            for a mask.
     """
     if layers < 1:
         raise DFlashError(f"A draft of {layers} layers cannot be; give at least 1.")
@@ -47,7 +51,7 @@ def design_draft(
             f"Taps {', '.join(map(str, chosen))} cannot be; give different layers of the target, "
             f"from 0 to {view.depth - 1}."
         )
-    text = {**target, **(target.get("text_config") or {})}
+    text = _text_config(target)
     width = view.hidden_size
     head = 128 if width >= 1024 else 64 if width >= 512 else 32
     heads = max(4, width // head)
@@ -70,7 +74,7 @@ def design_draft(
         "attention_bias": False,
         "dflash_config": {
             "target_layer_ids": chosen,
-            "mask_token_id": mask_token(view.vocab_size, tokenizer),
+            "mask_token_id": mask_token(view.vocab_size, tokenizer, mask),
         },
     }
     if text.get("final_logit_softcapping") is not None:
@@ -91,24 +95,15 @@ def shared_heads(heads: int) -> int:
     return next(count for count in range(heads // 4, 0, -1) if heads % count == 0)
 
 
-def mask_token(vocab_size: int, tokenizer: TokenizerWrapper) -> int:
-    """An id that no text holds: the mask token, an unused row of the embedding, or the padding."""
-    inner = tokenizer._tokenizer
-    ids = [getattr(inner, "mask_token_id", None)]
-    vocabulary = tokenizer.get_vocab()
-    ids += [vocabulary.get("<|mask|>"), max(vocabulary.values()) + 1]
-    ids += [getattr(inner, "pad_token_id", None)]
-    for found in ids:
-        if found is None or found in tokenizer.eos_token_ids:
-            continue
-        if 0 <= found < vocab_size:
-            return int(found)
-    raise DFlashError(
-        "The tokenizer has neither a mask token, nor padding of its own, nor an unused id, so the "
-        "draft's blocks cannot be masked; add a mask token to the target's tokenizer."
-    )
-
-
 def _rope_theta(text: dict[str, Any]) -> float:
+    """The base of full attention: `rope_parameters` wins over the flat key, and null is absent."""
     parameters = text.get("rope_parameters") or {}
-    return float(text.get("rope_theta") or parameters.get("rope_theta") or 10000.0)
+    kinds = [parameters.get("full_attention"), *parameters.values(), parameters, text]
+    bases = (kind.get("rope_theta") for kind in kinds if isinstance(kind, dict))
+    return float(next((base for base in bases if base is not None), 10000.0))
+
+
+def _text_config(target: dict[str, Any]) -> dict[str, Any]:
+    """What a config says of the language model; of one with a vision part what lies inside."""
+    inner = target.get("text_config") or {}
+    return {**target, **{key: value for key, value in inner.items() if value is not None}}

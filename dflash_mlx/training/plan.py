@@ -17,11 +17,12 @@ class Plan:
 
     Attributes:
         target: directory or hub id.
-        data: a .jsonl or .txt file.
+        data: a .jsonl, .json or .txt file.
         revision: branch, tag or commit of the target's hub repository.
         adapter_path: trained adapter weights for the target.
         draft_layers, block_size, taps: the shape of a new draft; None takes 5 layers, blocks of 16
             and five taps spread evenly, or with `init` what that draft has.
+        mask_token: the token that a new draft's blocks are masked with, or its id; None finds one.
         steps: optimizer steps; None takes 2000, or as many as fit into `minutes`.
         minutes: that the whole run may take, the target's answers included, of which it then gives
             fewer; None for no limit.
@@ -37,6 +38,7 @@ class Plan:
             they are computed once; 0 computes them in every step.
         regenerate: so many rows, from the first on, are answered by the target.
         think: whether the target should think in these answers; None leaves it to its template.
+        skip_bad_rows: leave out rows that cannot be used, instead of ending with the first.
     """
 
     target: str
@@ -44,6 +46,7 @@ class Plan:
     draft_layers: int | None = None
     block_size: int | None = None
     taps: tuple[int, ...] | None = None
+    mask_token: str | None = None
     steps: int | None = None
     batch_size: int = 8
     seq_length: int = 512
@@ -57,6 +60,7 @@ class Plan:
     regenerate: int = 0
     minutes: float | None = None
     think: bool | None = None
+    skip_bad_rows: bool = False
     revision: str | None = None
     adapter_path: str | None = None
 
@@ -74,10 +78,11 @@ class Plan:
                 raise DFlashError(f"{name} is {getattr(self, name)}; give more than 0.")
         if self.steps is not None and self.minutes is not None:
             raise DFlashError("Minutes decide how many steps there are; give one of the two.")
-        if self.init is not None and (self.draft_layers, self.block_size, self.taps) != (None,) * 3:
+        shape = (self.draft_layers, self.block_size, self.taps, self.mask_token)
+        if self.init is not None and any(part is not None for part in shape):
             raise DFlashError(
-                "A draft to go on from has its own layers, block size and taps; leave these out, "
-                "or init."
+                "A draft to go on from has its own layers, block size, taps and mask token; leave "
+                "these out, or init."
             )
 
     @property

@@ -26,7 +26,7 @@ from dflash_mlx.training.answer_store import AnswerStore
 from dflash_mlx.training.answers import Author, answered
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.card import training_card
-from dflash_mlx.training.data import can_teach, encode_rows, read_rows
+from dflash_mlx.training.data import BadRows, can_teach, encode_rows, read_rows
 from dflash_mlx.training.design import design_draft
 from dflash_mlx.training.directory import TrainingDirectory
 from dflash_mlx.training.estimate import Estimate, duration
@@ -95,7 +95,8 @@ class Training:
         for name, value in (("eval_every", eval_every), ("save_every", save_every)):
             if value < 1:
                 raise DFlashError(f"{name} is {value}; give at least 1.")
-        rows = read_rows(plan.data)
+        bad = BadRows(plan.skip_bad_rows)
+        rows = read_rows(plan.data, bad)
         self.directory = TrainingDirectory(output)
         self.eval_every, self.save_every, self._stage = eval_every, save_every, stage
         saved = False
@@ -120,8 +121,10 @@ class Training:
         stage("Reading the data", 0, 0)
         template = Template(self.tokenizer, think=plan.think)
         count = min(plan.regenerate, len(rows))
-        asked = encode_rows(rows[:count], template, plan.seq_length, unanswered=True)
-        given = encode_rows(rows[count:], template, plan.seq_length)
+        asked = encode_rows(rows[:count], template, plan.seq_length, unanswered=True, bad=bad)
+        given = encode_rows(rows[count:], template, plan.seq_length, bad=bad)
+        if bad.remark:
+            say(bad.remark)
         _check_some(asked.samples + given.samples, plan)
         for sample in (*asked.samples, *given.samples):
             self.view.check_tokens(sample.tokens.tolist())
@@ -252,6 +255,7 @@ class Training:
                 layers=5 if plan.draft_layers is None else plan.draft_layers,
                 block_size=16 if plan.block_size is None else plan.block_size,
                 taps=plan.taps,
+                mask=plan.mask_token,
             )
             draft = new_draft(config, final_norm(self.view), plan.seed)
         if draft.block_size > plan.seq_length:
@@ -369,7 +373,7 @@ def train(target: str | Path, data: str | Path, output: str | Path, **options: A
 
     Args:
         target: directory or hub id.
-        data: a .jsonl or .txt file.
+        data: a .jsonl, .json or .txt file.
         output: the draft's new directory.
         options: the other fields of `Plan`, and the keyword arguments of `Training`.
 
