@@ -2,6 +2,7 @@
 
 from typing import Any, NoReturn
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from dflash_mlx.decode.cache import PromptCache
@@ -38,6 +39,9 @@ class SpeculativeModel:
         self.view = TargetView(target)
         self.learned: Learned | None = None
         check_pair(self.view, draft)
+        for model in (target, draft):  # stand-ins need be no modules
+            if isinstance(model, nn.Module):
+                _compute_constants(model)
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """A pair is no model; says what to do where one is wanted."""
@@ -47,8 +51,10 @@ class SpeculativeModel:
         raise AttributeError(f"A pair has no {name!r}. {_NO_MODEL}")
 
     def make_cache(self) -> PromptCache:
-        """An empty prompt cache for one sequence."""
-        return PromptCache(self.view.make_cache(), self.draft.make_context())
+        """An empty prompt cache for one sequence; any thread may use it."""
+        cache = PromptCache(self.view.make_cache(), self.draft.make_context())
+        mx.eval(cache.context.arrays)
+        return cache
 
     def check_cache(self, cache: PromptCache) -> None:
         """Refuse a prompt cache of another pair.
@@ -66,6 +72,22 @@ class SpeculativeModel:
                 "This prompt cache holds the context of another draft; give its `target`, a plain "
                 "mlx_lm cache, or make a new one with make_prompt_cache."
             )
+
+
+def _compute_constants(model: nn.Module) -> None:
+    """Compute what modules keep beside their weights, as frequencies of a rope.
+
+    It is computed when it is first used, and that may be in another thread, which cannot reach the
+    stream of the one that loaded the model.
+    """
+    mx.eval(
+        [
+            value
+            for module in model.modules()
+            for name, value in module.items()
+            if name.startswith("_") and isinstance(value, mx.array)
+        ]
+    )
 
 
 def check_pair(view: TargetView, draft: DFlashDraft) -> None:

@@ -119,3 +119,14 @@ def test_a_generation_in_another_thread_holds_nothing_back() -> None:
         interrupt()
     done.set()
     thread.join()
+
+
+def test_a_generation_may_end_in_another_thread(handler: object) -> None:
+    interrupts = Interrupts()
+    interrupts.__enter__()
+    thread = threading.Thread(target=interrupts.__exit__, args=(GeneratorExit, None, None))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()

@@ -1,5 +1,6 @@
 """mlx_lm's prompt cache functions: ours under their names, and theirs on our cache."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,23 @@ def test_where_a_model_is_wanted_a_pair_says_so(tokenizer) -> None:
     assert not hasattr(model, "layers")
     with pytest.raises(DFlashError, match="one prompt after the other"):
         dflash_mlx.batch_generate(model, tokenizer, [PROMPT])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threads_may_pass_a_cache_on(family, tokenizer) -> None:
+    model = pair(family)
+    mx.eval(model.draft.parameters())
+    cache = make_prompt_cache(model)
+    got: list[list[int]] = []
+
+    def work(prompt: list[int]) -> None:
+        got.append(tokens(run(model, tokenizer, prompt, cache, max_tokens=6)))
+
+    for prompt in (PROMPT, FOLLOW_UP):
+        thread = threading.Thread(target=work, args=(prompt,))
+        thread.start()
+        thread.join()
+    work(FOLLOW_UP)
+    alone = make_prompt_cache(model)
+    prompts = (PROMPT, FOLLOW_UP, FOLLOW_UP)
+    assert got == [tokens(run(model, tokenizer, p, alone, max_tokens=6)) for p in prompts]

@@ -63,6 +63,13 @@ class PromptCache:
         """Mark the caches as left in an unknown state."""
         self.valid = False
 
+    def evaluate(self) -> None:
+        """Compute all that a filled cache holds, so that another thread may go on with it.
+
+        MLX's streams belong to a thread: what is still to be computed can be so there alone.
+        """
+        mx.eval([c.state for c in self.target], self.context.arrays)
+
     def refresh(self, model: nn.Module) -> list[int]:
         """Make the caches usable again after a failure.
 
@@ -81,7 +88,7 @@ class PromptCache:
             stacklevel=2,
         )
         self.target[:] = make_target_cache(model)
-        self.context.restart(0)
+        self.context.renew()
         tokens, self.tokens, self.valid = self.tokens, [], True
         return tokens
 

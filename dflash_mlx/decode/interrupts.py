@@ -1,7 +1,9 @@
 """Ctrl-C is honoured between cycles, so that no cache is left half-written."""
 
+import ctypes
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -9,7 +11,8 @@ from typing import Any
 class Interrupts:
     """Holds SIGINT back inside `with`, except inside `with interrupts.open()`.
 
-    Python delivers signals to its main thread only, so in any other this does nothing.
+    Python delivers signals to its main thread only, so in any other this does nothing. A
+    generation that was begun in the main thread may end in another.
     """
 
     def __init__(self) -> None:
@@ -28,11 +31,17 @@ class Interrupts:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.hold(False)
         self._over = True
-        # A consumer that put its own handler there meanwhile keeps it.
-        if _in_main_thread() and signal.getsignal(signal.SIGINT) == self._receive:
-            signal.signal(signal.SIGINT, self._before())
+        if _in_main_thread():
+            self._uninstall()
+        elif self._previous is not None:
+            _in_main_thread_soon(self._uninstall)
         if kind is None or kind is GeneratorExit:
             self.check()
+
+    def _uninstall(self) -> None:
+        # A consumer that put its own handler there meanwhile keeps it.
+        if signal.getsignal(signal.SIGINT) == self._receive:
+            signal.signal(signal.SIGINT, self._before())
 
     def open(self) -> "_Opening":
         """Let the handler that was there before serve: while a consumer's code runs.
@@ -87,3 +96,22 @@ class _Opening:
 
 def _in_main_thread() -> bool:
     return threading.get_ident() == threading.main_thread().ident
+
+
+_PENDING = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+_pending: list[object] = []  # what ctypes must not lose before it was called
+
+
+def _in_main_thread_soon(call: Callable[[], None]) -> None:
+    """Let the main thread call this between two of its own steps: only it may change handlers."""
+
+    def now(_: object) -> int:
+        _pending.remove(callback)
+        call()
+        return 0
+
+    callback = _PENDING(now)
+    _pending.append(callback)
+    # Fails where 32 calls are pending; the handler then stays, and passes on what it gets.
+    if ctypes.pythonapi.Py_AddPendingCall(callback, None):
+        _pending.remove(callback)

@@ -342,7 +342,7 @@ class Decoder:
             if behind:
                 self._forward(mx.array(behind), self._taps)
             self._feed.rewind(self._shift + self._rows)
-            mx.eval([c.state for c in self.cache.target], self.cache.context.arrays)
+            self.cache.evaluate()
 
     def _step_ahead(self) -> None:
         """Leave samplers, processors and random state as mlx_lm does: one token ahead."""

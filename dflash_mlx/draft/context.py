@@ -181,6 +181,12 @@ class Context:
             group.cut(group.length)
         self.offset = offset
 
+    def renew(self) -> None:
+        """Forget everything, the buffers too: a failure may have left them to be computed."""
+        for group in self.groups:
+            group.keys, group.values = mx.zeros_like(group.keys), mx.zeros_like(group.values)
+        self.restart(0)
+
     def resembles(self, other: "Context") -> bool:
         """Whether both are of one draft, as far as shapes can tell."""
         return [g.kind for g in self.groups] == [g.kind for g in other.groups]

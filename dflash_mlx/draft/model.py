@@ -26,7 +26,7 @@ class DFlashDraft(nn.Module):
 
     # Where a window limits what full-attention layers see, the first tokens stay visible.
     sinks = 4
-    least_window = 16
+    least_window, most_window = 16, 2**24
 
     def __init__(self, config: DraftConfig):
         super().__init__()
@@ -124,9 +124,10 @@ class DFlashDraft(nn.Module):
                 f"All layers of this draft slide over {self.reach + 1} tokens already; leave the "
                 "draft window out."
             )
-        if window < self.least_window:
+        if type(window) is not int or not self.least_window <= window <= self.most_window:
             raise DFlashError(
-                f"The draft window is {window}; give at least {self.least_window} tokens."
+                f"The draft window is {window!r:.40}; give {self.least_window} to "
+                f"{self.most_window} tokens."
             )
         self._full_limit = self.sinks + window
 

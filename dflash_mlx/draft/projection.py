@@ -94,6 +94,8 @@ class ContextProjection:
         self.norm_weight = mx.stack([a.k_norm.weight for a in layers])[:, None, None, :]
         self.eps = first.k_norm.eps
         self._sources = self._source_arrays()
+        # Whoever runs the draft first may be another thread, which cannot reach this one's stream.
+        mx.eval(self.norm_weight, [p.arrays for products in self.products for p in products])
 
     @staticmethod
     def _products(layers: Sequence[Attention]) -> list[FusedLinear]:
