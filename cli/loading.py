@@ -18,7 +18,7 @@ from dflash_mlx.cli.screen import note, working
 from dflash_mlx.conversation import Template
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
-from dflash_mlx.published import find_draft, thinks
+from dflash_mlx.published import find_pair, thinks
 from dflash_mlx.repository import resolve
 
 NO_THINKING = "The chat template says nothing of thinking, so this may change nothing."
@@ -77,8 +77,13 @@ def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
     else:
         target = pair.model
         if pair.draft is None:
-            draft = find_draft(target)
-            note(f"Draft for {target}: {draft}")
+            pair_of_target = find_pair(target)
+            draft = pair_of_target.draft
+            others = ", ".join(pair_of_target.others)
+            note(
+                f"Draft for {target}: {draft}"
+                + (f" (--draft takes {others} too)" if others else "")
+            )
         else:
             draft = pair.draft
         target_path = _fetch(target, pair.revision)

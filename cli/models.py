@@ -13,7 +13,7 @@ from dflash_mlx.draft import DraftConfig
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.hub import cached_models, cached_targets
 from dflash_mlx.measure.inspection import CacheKind, DraftReport, TargetReport, inspect, misfit
-from dflash_mlx.published import PAIRS, find_draft
+from dflash_mlx.published import PAIRS, find_pair
 
 Inspect = Annotated[
     str | None,
@@ -73,10 +73,14 @@ def _list() -> None:
     table.add_column("draft", overflow="fold")
     table.add_column("in the cache", justify="right", no_wrap=True)
     for pair in PAIRS:
-        here = cached.get(pair.draft)
-        row = (pair.target, pair.draft, size(here) if here is not None else "-")
-        table.add_row(*(Text(cell) for cell in row), style="bold" if here else None)
+        for draft in (pair.draft, *pair.others):
+            here = cached.get(draft)
+            first = draft == pair.draft
+            said = draft if first else f"  or {draft}"
+            row = (pair.target if first else "", said, size(here) if here is not None else "-")
+            table.add_row(*(Text(cell) for cell in row), style="bold" if here else None)
     out.print(table)
+    out.print("Of several drafts the first is taken by itself; --draft names another.")
     out.print()
     targets = cached_targets(cached)
     if not targets:
@@ -184,12 +188,16 @@ def _show_fit(
 ) -> None:
     if draft is None:
         try:
-            draft = find_draft(target)
+            pair = find_pair(target)
         except DFlashError as error:
             out.print(str(error), markup=False)
             return
+        draft = pair.draft
         if draft not in cached_models():
-            out.print(f"Published draft: {draft}, not in the local hub cache.", markup=False)
+            others = f"; others: {', '.join(pair.others)}" if pair.others else ""
+            out.print(
+                f"Published draft: {draft}, not in the local hub cache{others}.", markup=False
+            )
             return
     drafted = inspect(draft, revision=draft_revision, rows=draft_rows)
     if isinstance(drafted, TargetReport):

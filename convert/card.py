@@ -52,7 +52,7 @@ def _text(report: Report, config: DraftConfig, origin: str, target: str | None) 
     lines = [
         f"# {name}",
         "",
-        f"A DFlash draft for speculative decoding with MLX, converted from {origin} by dflash-mlx "
+        f"A draft ({config.packaging}) for speculative decoding with MLX, converted from {origin} by dflash-mlx "
         f"{__version__}. It proposes blocks of tokens that its target verifies; it is no model of "
         "its own.",
         "",
@@ -112,7 +112,8 @@ def _target_of(origin: str) -> str | None:
     """The target that a published draft was trained for."""
     name = origin.rsplit("/", 1)[-1].lower()
     for pair in PAIRS:
-        if pair.draft.rsplit("/", 1)[-1].lower() == name:
+        drafts = (pair.draft, *pair.others)
+        if any(draft.rsplit("/", 1)[-1].lower() == name for draft in drafts):
             return pair.target
     return None
 

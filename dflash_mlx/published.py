@@ -14,18 +14,20 @@ from dflash_mlx.repository import is_draft_config, local_directory, read_config
 
 @dataclass(frozen=True)
 class PublishedPair:
-    """A target's base repository and the draft repository of its authors.
+    """A target's base repository and the drafts that are published for it.
 
     Attributes:
-        target, draft: hub ids.
+        target, draft: hub ids; the draft is the one that is taken by itself.
         aliases: other names of the target that conversions use, without an organisation.
         thinks: whether the draft was trained on texts with thinking.
+        others: hub ids of further drafts, for --draft.
     """
 
     target: str
     draft: str
     aliases: tuple[str, ...] = ()
     thinks: bool = True
+    others: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -34,16 +36,44 @@ class PublishedPair:
 
 
 PAIRS = (
-    PublishedPair("Qwen/Qwen3-4B", "z-lab/Qwen3-4B-DFlash-b16", thinks=False),
-    PublishedPair("Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16", thinks=False),
+    PublishedPair(
+        "Qwen/Qwen3-4B",
+        "z-lab/Qwen3-4B-DFlash-b16",
+        thinks=False,
+        others=("deepseek-ai/dspark_qwen3_4b_block7", "deepseek-ai/dflash_qwen3_4b_block7"),
+    ),
+    PublishedPair(
+        "Qwen/Qwen3-8B",
+        "z-lab/Qwen3-8B-DFlash-b16",
+        thinks=False,
+        others=(
+            "deepseek-ai/dspark_qwen3_8b_block7",
+            "deepseek-ai/dflash_qwen3_8b_block7",
+            "mgoin/Qwen3-8B-speculator.dspark",
+            "AngelSlim/Qwen3-8B-DFly-Block8",
+        ),
+    ),
+    PublishedPair(
+        "Qwen/Qwen3-14B",
+        "deepseek-ai/dspark_qwen3_14b_block7",
+        others=("deepseek-ai/dflash_qwen3_14b_block7",),
+    ),
     PublishedPair("Qwen/Qwen3.5-4B", "z-lab/Qwen3.5-4B-DFlash"),
     PublishedPair("Qwen/Qwen3.5-9B", "z-lab/Qwen3.5-9B-DFlash"),
     PublishedPair("Qwen/Qwen3.5-27B", "z-lab/Qwen3.5-27B-DFlash"),
     PublishedPair("Qwen/Qwen3.5-35B-A3B", "z-lab/Qwen3.5-35B-A3B-DFlash"),
     PublishedPair("Qwen/Qwen3.5-122B-A10B", "z-lab/Qwen3.5-122B-A10B-DFlash"),
     PublishedPair("Qwen/Qwen3.6-27B", "z-lab/Qwen3.6-27B-DFlash"),
-    PublishedPair("Qwen/Qwen3.6-35B-A3B", "z-lab/Qwen3.6-35B-A3B-DFlash"),
-    PublishedPair("Qwen/Qwen3.8-27B", "z-lab/Qwen3.8-27B-DFlash2"),
+    PublishedPair(
+        "Qwen/Qwen3.6-35B-A3B",
+        "z-lab/Qwen3.6-35B-A3B-DFlash",
+        others=("RedHatAI/Qwen3.6-35B-A3B-speculator.dspark",),
+    ),
+    PublishedPair(
+        "Qwen/Qwen3.8-27B",
+        "z-lab/Qwen3.8-27B-DFlash2",
+        others=("RedHatAI/Qwen3.8-27B-speculator.dspark", "RadixArk/Qwen3.8-27B-DSpark"),
+    ),
     PublishedPair(
         "Qwen/Qwen3-Coder-30B-A3B-Instruct",
         "z-lab/Qwen3-Coder-30B-A3B-DFlash",
@@ -59,8 +89,28 @@ PAIRS = (
         ("Meta-Llama-3.1-8B-Instruct",),
     ),
     PublishedPair("google/gemma-4-31b-it", "z-lab/gemma-4-31B-it-DFlash"),
-    PublishedPair("google/gemma-4-26b-a4b-it", "z-lab/gemma-4-26B-A4B-it-DFlash"),
-    PublishedPair("google/gemma-4-12b-it", "z-lab/gemma4-12B-it-DFlash", ("gemma4-12b-it",)),
+    PublishedPair(
+        "google/gemma-4-26b-a4b-it",
+        "z-lab/gemma-4-26B-A4B-it-DFlash",
+        others=("makora-ai/gemma4-26b-a4b-dspark",),
+    ),
+    PublishedPair(
+        "google/gemma-4-12b-it",
+        "z-lab/gemma4-12B-it-DFlash",
+        ("gemma4-12b-it",),
+        others=("deepseek-ai/dspark_gemma4_12b_block7",),
+    ),
+    PublishedPair("LiquidAI/LFM2.5-1.2B-Instruct", "LiquidAI/LFM2.5-1.2B-Instruct-DSpark"),
+    PublishedPair("LiquidAI/LFM2.5-2.6B", "LiquidAI/LFM2.5-2.6B-DSpark"),
+    PublishedPair("LiquidAI/LFM2.5-8B-A1B", "LiquidAI/LFM2.5-8B-A1B-DSpark"),
+    PublishedPair("openbmb/MiniCPM5-2B", "openbmb/MiniCPM5-2B-DSpark"),
+    PublishedPair("poolside/Laguna-S-2.1", "poolside/Laguna-S-2.1-DFlash"),
+    PublishedPair("poolside/Laguna-XS.2", "poolside/Laguna-XS.2-speculator.dflash"),
+    PublishedPair(
+        "meta-models/Muse-Glimmer-30B",
+        "meta-models/Muse-Glimmer-30B-assistant",
+        others=("DaoCloud/Muse-Glimmer-30B-DSpark",),
+    ),
 )
 
 # What a conversion appends to the name of what it converted: number formats, group sizes,
@@ -113,6 +163,8 @@ def find_draft(path_or_repo: str | Path) -> str:
 def thinks(target: str | Path, draft: str | Path) -> bool:
     """Whether a draft was trained on texts with thinking, as far as the two names tell."""
     drafts = {name.lower() for name in _names(draft)}
+    if any(_last(other).lower() in drafts for pair in PAIRS for other in pair.others):
+        return True
     targets = [pair for name in _names(target) for pair in _pairs_named(name)]
     return not any(
         pair in targets or _last(pair.draft).lower() in drafts for pair in PAIRS if not pair.thinks

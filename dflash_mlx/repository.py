@@ -48,7 +48,8 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, *, draft: boo
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except GatedRepoError as error:
         raise CheckpointError(
-            f"{name} is gated: accept its terms on the hub and log in with `hf auth login`."
+            f"{name} is gated: ask for access at https://huggingface.co/{name}, and log in with "
+            "`hf auth login`."
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{name} has no revision {revision!r} on the hub.") from error
