@@ -52,8 +52,8 @@ def _text(report: Report, config: DraftConfig, origin: str, target: str | None) 
     lines = [
         f"# {name}",
         "",
-        f"A draft ({config.packaging}) for speculative decoding with MLX, converted from {origin} by dflash-mlx "
-        f"{__version__}. It proposes blocks of tokens that its target verifies; it is no model of "
+        f"A draft ({config.packaging}) for speculative decoding with MLX, converted from {origin} "
+        f"by dflash-mlx {__version__}. It proposes blocks of tokens that its target verifies; it is no model of "
         "its own.",
         "",
         "| | |",
