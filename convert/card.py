@@ -53,8 +53,8 @@ def _text(report: Report, config: DraftConfig, origin: str, target: str | None) 
         f"# {name}",
         "",
         f"A draft ({config.packaging}) for speculative decoding with MLX, converted from {origin} "
-        f"by dflash-mlx {__version__}. It proposes blocks of tokens that its target verifies; it is no model of "
-        "its own.",
+        f"by dflash-mlx {__version__}. It proposes blocks of tokens that its target verifies; it "
+        "is no model of its own.",
         "",
         "| | |",
         "|---|---|",
