@@ -25,7 +25,7 @@ from tests.format_checkpoints import (
 from tests.plain_formats import PlainDraft
 
 
-class Forced(Likeliest):
+class Forced:
     """Takes the rows of the draft's vocabulary that it is told to, and keeps what it was shown."""
 
     def __init__(self, tokens: list[int]):

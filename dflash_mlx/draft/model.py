@@ -11,7 +11,7 @@ from dflash_mlx.draft.context import Context
 from dflash_mlx.draft.heads import Block, ConfidenceHead, Head, make_head
 from dflash_mlx.draft.layer import make_layer
 from dflash_mlx.draft.projection import ContextProjection, kind_of
-from dflash_mlx.draft.proposals import Choice, Proposals
+from dflash_mlx.draft.proposals import Choice, Proposals, as_choice
 from dflash_mlx.draft.rope import make_rope
 from dflash_mlx.errors import CheckpointError, DFlashError
 
@@ -234,7 +234,7 @@ class DFlashDraft(nn.Module):
         count: int,
         embed: Embed,
         head: Embed,
-        choose: Choice,
+        choose: Choice | Callable[[mx.array], Proposals],
     ) -> Proposals:
         """One forward: proposals for the `count` positions after the anchor.
 
@@ -244,8 +244,8 @@ class DFlashDraft(nn.Module):
             count: 1 … most_proposals.
             embed: the target's embedding, [1, L] -> [1, L, H]; left aside if the draft has one.
             head: the target's head, [1, m, H] -> [1, m, V]; left aside if the draft has one.
-            choose: picks tokens from logits [m, V]. A chain calls it row by row, in order, with
-                [1, V]; of a reduced vocabulary, tokens that the draft lacks have -inf.
+            choose: picks tokens from logits [m, V]. A chain asks row by row, in order, with [1, V];
+                of a reduced vocabulary, tokens that the draft lacks have -inf.
 
         Returns:
             Proposals in the target's ids. Their confidence is a chance, 0 … 1: what the draft's
@@ -264,7 +264,7 @@ class DFlashDraft(nn.Module):
             spread=self._spread,
             to_target=self._to_target,
         )
-        proposals = self.head.propose(block, choose)
+        proposals = self.head.propose(block, as_choice(choose))
         if self.config.confidence:
             previous = mx.concatenate([anchor, proposals.tokens[:-1].astype(anchor.dtype)])
             embedded = self.head.embed_previous(previous)

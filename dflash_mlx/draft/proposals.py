@@ -1,8 +1,8 @@
 """What a draft hands to the verify: token ids, and how sure it is of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import mlx.core as mx
 
@@ -60,3 +60,22 @@ class Choice(Protocol):
             The index of the one taken and the draft's probability of it, both scalars.
         """
         ...
+
+
+class Chosen:
+    """A Choice made of a function that takes tokens from rows of logits, wherever these stand."""
+
+    def __init__(self, choose: Callable[[mx.array], Proposals]):
+        self._choose = choose
+
+    def __call__(self, logits: mx.array, position: int = 0) -> Proposals:
+        return self._choose(logits)
+
+    def among(self, position: int, scores: mx.array) -> tuple[mx.array, mx.array]:
+        taken = self._choose(scores[None]).tokens[0]
+        return taken, mx.softmax(scores)[taken]
+
+
+def as_choice(choose: Choice | Callable[[mx.array], Proposals]) -> Choice:
+    """A Choice as it is, or one made of a function."""
+    return cast(Choice, choose) if hasattr(choose, "among") else Chosen(choose)
