@@ -18,6 +18,8 @@ from dflash_mlx.files import check_writable, write_result
 from dflash_mlx.measure import summary
 from dflash_mlx.measure.comparison import BenchPrompt, Result, compare
 from dflash_mlx.measure.context import context_prompts
+from dflash_mlx.measure.kernels import KernelSide, compared, kernel_sides
+from dflash_mlx.measure.kernels import modes as kernel_modes
 from dflash_mlx.measure.machine import machine
 from dflash_mlx.measure.profile import profile as host_profile
 from dflash_mlx.measure.prompts import (
@@ -30,6 +32,7 @@ from dflash_mlx.measure.prompts import (
 from dflash_mlx.measure.run import Settings
 from dflash_mlx.measure.summary import Summary
 from dflash_mlx.measure.sweep import lengths_to_sweep, swept
+from dflash_mlx.metal import selection
 
 _BENCH = "Benchmark"
 Prompts = Annotated[
@@ -56,6 +59,16 @@ SweepOption = Annotated[
     typer.Option(
         "--sweep",
         help="Measure fixed verify lengths, too, and show the best of them.",
+        rich_help_panel=_BENCH,
+    ),
+]
+KernelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kernels",
+        metavar="off,auto",
+        help="Compare these modes of the Metal kernels, and each kernel alone.",
+        show_default=False,
         rich_help_panel=_BENCH,
     ),
 ]
@@ -120,6 +133,7 @@ def bench(
     context: Context = None,
     each: Each = False,
     sweep: SweepOption = False,
+    kernels: KernelsOption = None,
     profile: ProfileOption = False,
     json_file: Json = None,
     plot: Plot = None,
@@ -155,6 +169,7 @@ def bench(
     _check_target(plot)
     if plot:
         check_format(plot)
+    sides = _kernel_sides(kernels) if kernels else None
     questions = read_questions(prompts) if prompts else None
     pair = options.Pair(
         model,
@@ -197,9 +212,12 @@ def bench(
             repeats=repeats,
             cooldown=cooldown,
             sweep=lengths_to_sweep(loaded.model.draft.most_proposals) if sweep else (),
+            kernels={name: side.run for name, side in (sides or {}).items()},
             progress=step,
         )
     bench_screen.report(results, each)
+    if sides is not None:
+        bench_screen.kernels(compared(results))
     host = None
     if profile:
         with working("Profiling"):
@@ -217,6 +235,16 @@ def bench(
         title = f"Tokens per second by {by}: {name}"
         write_chart(plot, title, _charted(results, context is not None), about)
         note(f"Written: {plot}")
+
+
+def _kernel_sides(text: str) -> dict[str, KernelSide]:
+    """The sides that --kernels asks for; none where no kernel can run."""
+    try:
+        wanted = kernel_modes(text)
+    except ValueError as error:
+        raise UsageError(f"--kernels: {error}") from None
+    chosen = selection.current()
+    return kernel_sides(wanted, chosen) if chosen.ready() else {}
 
 
 def _prompts(
@@ -271,6 +299,7 @@ def _report(
         "summary": summary.overall(results).as_json(),
         "kinds": {kind: s.as_json() for kind, s in summary.by_kind(results).items()},
         "prompts": summary.as_json(results),
+        "kernels": gains.as_json() if (gains := compared(results)) else None,
         "sweep": found.as_json() if (found := swept(results)) else None,
         "settings": {
             "model": loaded.target,

@@ -10,6 +10,7 @@ from dflash_mlx.cli.loading import Loaded
 from dflash_mlx.cli.screen import out
 from dflash_mlx.measure.advice import low_acceptance
 from dflash_mlx.measure.comparison import BenchPrompt, Result
+from dflash_mlx.measure.kernels import NO_METAL, Kernels, side_name
 from dflash_mlx.measure.profile import PHASES, Profile
 from dflash_mlx.measure.run import Settings
 from dflash_mlx.measure.summary import Summary, by_kind, overall, summarize
@@ -52,6 +53,27 @@ def report(results: Sequence[Result], each: bool) -> None:
     _verdict(results, total)
     if sweep:
         _sweep(sweep)
+
+
+def kernels(found: Kernels | None) -> None:
+    """What DFlash gains by each kernel; None where none can run."""
+    out.print()
+    if found is None:
+        out.print(NO_METAL, markup=False)
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    table.add_column("kernels", no_wrap=True)
+    for name in ("tok/s", "against off", "against plain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, side in found.sides.items():
+        gain = f"{found.gains[name]:.3f}x" if found.gains else ""
+        table.add_row(
+            Text(side_name(name)),
+            f"{side.dflash.generation_tps:.1f}",
+            gain,
+            f"{side.speedup:.2f}x",
+        )
+    out.print(table)
 
 
 def profile(found: Profile) -> None:

@@ -7,7 +7,8 @@ shape class has ended, in the background, plain MLX serves it.
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -76,6 +77,21 @@ class Selection:
         if self._book is None:
             self._book = VerdictBook(book_path())
         return self._book
+
+    def variant(self, mode: str, uses: Iterable[str] = USES) -> "Selection":
+        """A selection of another mode or for fewer uses, over the same verdicts and proofs."""
+        other = Selection(mode, self.ready, self._make, self.book, self.prover, uses)
+        other._kernels, other._asked, other._said = self._kernels, self._asked, self._said
+        return other
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """For the length of a `with` block, let every call ask this selection."""
+        before = use(self)
+        try:
+            yield
+        finally:
+            use(before)
 
     def active(self, use: str) -> bool:
         """Whether kernels may run here for this use at all."""

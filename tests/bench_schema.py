@@ -79,6 +79,19 @@ SCHEMA = _object(
             runs=_object(plain=_RUNS, dflash=_RUNS),
         ),
     },
+    kernels={
+        "anyOf": [
+            {"type": "null"},
+            _object(
+                sides={
+                    "type": "object",
+                    "minProperties": 1,
+                    "additionalProperties": _object(**FIGURES),
+                },
+                gains={"type": "object", "additionalProperties": NUMBER},
+            ),
+        ]
+    },
     sweep={
         "anyOf": [
             {"type": "null"},

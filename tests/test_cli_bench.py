@@ -6,14 +6,19 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import jsonschema
+import mlx.core as mx
 import pytest
 from PIL import Image
 
 from dflash_mlx.measure import comparison
 from dflash_mlx.measure.prompts import demo_questions
 from dflash_mlx.measure.run import Run
+from dflash_mlx.metal import attention_class
+from dflash_mlx.metal.selection import Selection
+from dflash_mlx.metal.verdicts import Verdict, VerdictBook
 from tests.bench_schema import SCHEMA
 from tests.command_line import complaint, run
+from tests.metal.emulator import Emulator, need_compiler
 from tests.tiny_pair import BLOCK, SENTENCE, write_pair
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -321,3 +326,72 @@ def test_what_the_demo_pair_never_learnt_is_kept_apart():
     apart = {q.kind for q in demo_questions() if not q.counts}
     assert counted and apart and not counted & apart
     assert len(demo_questions(["held-out", "novel", "bad"])) > len(demo_questions())
+
+
+class AtOnce:
+    """A prover that finds every class faster at once; `rounds` times something is still open."""
+
+    def __init__(self, rounds=0):
+        self.rounds, self.asked, self.waited = rounds, [], 0
+
+    @property
+    def busy(self):
+        return self.waited < self.rounds
+
+    def settle(self, seconds):
+        self.waited += 1
+        return True
+
+    def request(self, shape, done):
+        self.asked.append(shape)
+        done(shape, Verdict("faster"))
+
+
+def test_gain_of_each_kernel(tmp_path, reciting, monkeypatch):
+    need_compiler()
+    (tmp_path / "one.jsonl").write_text('{"prompt": "Go."}')
+    options = ["--repeats", "1", "--max-tokens", "6", "--verify-length", "3"]
+    options += ["--prompts", str(tmp_path / "one.jsonl")]
+    monkeypatch.setattr(attention_class, "CONTEXTS", (2, 512))
+    emulator, prover = Emulator(orders=("forward",)), AtOnce()
+    book = VerdictBook(tmp_path / "book.json")
+    ready = Selection("off", lambda: True, emulator.metal_kernel, book, prover)
+    with ready.used():
+        written, screen = report(tmp_path, *options, "--kernels", "off,auto", *reciting)
+    found = written["kernels"]
+    names = ["off", "auto, draft", "auto, verify", "auto, rows", "auto"]
+    assert list(found["sides"]) == list(found["gains"]) == names
+    assert found["gains"]["off"] == 1 and all(gain > 0 for gain in found["gains"].values())
+    assert all(side["identical"] for side in found["sides"].values())
+    assert {shape.use for shape in prover.asked} == {"draft", "verify"}  # its matrices are small
+    assert emulator.calls["block_attention"]
+    lines = [line for line in screen.splitlines() if line.startswith(("off", "auto"))]
+    assert len(lines) == 5 and lines[2].startswith("auto, verify's attention alone")
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="this machine has Metal")
+def test_kernels_without_metal(tmp_path, prompts, reciting):
+    written, screen = report(
+        tmp_path,
+        "--repeats",
+        "1",
+        "--max-tokens",
+        "4",
+        "--kernels",
+        "off,auto",
+        *prompts,
+        *reciting,
+    )
+    assert written["kernels"] is None and "There is no Metal here" in screen
+
+
+def test_an_unknown_mode_of_kernels():
+    assert "'maybe' is no mode of kernels" in complaint(run("bench", "--kernels", "off,maybe"), 2)
+
+
+def test_a_warm_up_waits_for_the_proofs_that_it_asks_for(tmp_path):
+    prover = AtOnce(rounds=2)
+    runs = []
+    with Selection("off", prover=prover, book=VerdictBook(tmp_path / "book.json")).used():
+        assert comparison._settled(lambda *a: runs.append(a) or len(runs))(1, 2, 3, 4) == 3
+    assert runs == [(1, 2, 3, 4)] * 3 and prover.waited == 2

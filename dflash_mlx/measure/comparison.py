@@ -1,15 +1,20 @@
 """Plain mlx_lm against DFlash on the same prompts, interleaved."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.measure.difference import Difference, first_difference
 from dflash_mlx.measure.run import Run, Settings, dflash_run, plain_run
+from dflash_mlx.metal import selection
 from dflash_mlx.pairs import SpeculativeModel
+
+# The proofs that a warm-up asks for are waited for, and it runs again: that may ask for more.
+WARM_UPS, PROOF_SECONDS = 5, 900.0
 
 Measure = Callable[[SpeculativeModel, TokenizerWrapper, Sequence[int], Settings], Run]
 
@@ -35,7 +40,8 @@ class BenchPrompt:
 class Result:
     """All runs of one prompt; those of the same index were made together.
 
-    `fixed` are the runs of a sweep: DFlash with a fixed verify length, for each length.
+    `fixed` are the runs of a sweep: DFlash with a fixed verify length, for each length. `kernels`
+    are those with some kernels, by the side's name.
     `difference` is where the texts part, None where they are the same.
     """
 
@@ -44,6 +50,7 @@ class Result:
     dflash: list[Run]
     difference: Difference | None = None
     fixed: dict[int, list[Run]] = field(default_factory=dict)
+    kernels: dict[str, list[Run]] = field(default_factory=dict)
 
     @property
     def identical(self) -> bool:
@@ -60,6 +67,7 @@ def compare(
     repeats: int = 3,
     cooldown: float = 0.0,
     sweep: Sequence[int] = (),
+    kernels: Mapping[str, Measure] | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[Result]:
     """Measure every prompt `repeats` times both ways, after a warm-up.
@@ -74,9 +82,16 @@ def compare(
         repeats: pairs of runs per prompt, at least 1.
         cooldown: seconds to wait before each run.
         sweep: verify lengths to measure besides, each as a side of its own.
+        kernels: further sides by name, `dflash_run` with some kernels.
         progress: called with runs done, their total and what comes next.
     """
-    results = [Result(prompt, [], [], fixed={length: [] for length in sweep}) for prompt in prompts]
+    kernels = kernels or {}
+
+    def result(prompt: BenchPrompt) -> Result:
+        fixed = {length: list[Run]() for length in sweep}
+        return Result(prompt, [], [], fixed=fixed, kernels={name: [] for name in kernels})
+
+    results = [result(prompt) for prompt in prompts]
     sides: list[tuple[Measure, Settings, Callable[[Result], list[Run]]]] = [
         (plain_run, settings, lambda r: r.plain),
         (dflash_run, settings, lambda r: r.dflash),
@@ -84,19 +99,45 @@ def compare(
     for length in sweep:
         at = partial(_fixed, length=length)
         sides.append((dflash_run, replace(settings, verify_length=length), at))
-    warm_up = Result(prompts[0], [], [], fixed={length: [] for length in sweep})
+    for name, measure in kernels.items():
+        sides.append((measure, settings, partial(_with_kernels, name=name)))
+    warm_up = result(prompts[0])
     plan = [warm_up, *(result for _ in range(repeats) for result in results)]
     total, done = len(sides) * len(plan), 0
-    for number, result in enumerate(plan):
+    for number, found in enumerate(plan):
         first = number % len(sides)
         for run, how, runs in [*sides[first:], *sides[:first]]:
-            progress(done, total, "warm-up" if result is warm_up else result.prompt.kind)
+            progress(done, total, "warm-up" if found is warm_up else found.prompt.kind)
             if cooldown:
                 time.sleep(cooldown)
-            runs(result).append(run(model, tokenizer, result.prompt.tokens, how))
+            measure = _settled(run) if found is warm_up else run
+            runs(found).append(measure(model, tokenizer, found.prompt.tokens, how))
             done += 1
     progress(done, total, "")
-    return [_explained(result, model, tokenizer, settings) for result in results]
+    return [_explained(found, model, tokenizer, settings) for found in results]
+
+
+def _settled(run: Measure) -> Measure:
+    """The same again until it asks for no more proofs of kernels, which are waited for.
+
+    A proof beside a timed run would take the device from it.
+    """
+
+    def again(*arguments: Any) -> Run:
+        found = run(*arguments)
+        prover = selection.current().prover
+        for _ in range(WARM_UPS):
+            if not prover.busy:
+                break
+            prover.settle(PROOF_SECONDS)
+            found = run(*arguments)
+        return found
+
+    return again
+
+
+def _with_kernels(result: Result, name: str) -> list[Run]:
+    return result.kernels[name]
 
 
 def _fixed(result: Result, length: int) -> list[Run]:
