@@ -6,13 +6,19 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.generate import generate_step
+from mlx_lm.models import qwen3
 
+from dflash_mlx import SpeculativeModel, make_sampler
 from dflash_mlx.checkpoint import load_draft
+from dflash_mlx.decode import Decoder, Options
 from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.draft import Choice, DFlashDraft, Proposals
+from dflash_mlx.policy import FixedLength
 from tests.format_checkpoints import (
     BLOCK,
     CASES,
+    DEPTH,
     LAYERS,
     MASK,
     TAPS,
@@ -140,3 +146,63 @@ def test_rows_are_the_users_to_decide(tmp_path: Path) -> None:
     assert load_draft(tmp_path / "draft", rows="fill").most_proposals == BLOCK - 1
     with pytest.raises(ValueError, match="give anchor or fill"):
         load_draft(tmp_path / "draft", rows="both")
+
+
+DECODED = [
+    "DeepSpec, rnn, confidence with",
+    "DeepSpec, Gemma 4, values from keys",
+    "SpecForge, sliding",
+    "NVIDIA, gated",
+    "speculators DFlash, reduced, sliding",
+    "speculators DFlash 2",
+    "speculators DSpark, vanilla, anchor, 40 tokens",
+    "speculators DSpark, rnn, fill, 64 tokens",
+    "XPress",
+    "Laguna",
+    "Muse assistant",
+    "DFly",
+    "DFlash, MiMo's windows, sinks and mask",
+]
+
+
+@pytest.fixture(scope="module")
+def target() -> qwen3.Model:
+    mx.random.seed(4)
+    sizes = {"hidden_size": H, "num_hidden_layers": DEPTH, "intermediate_size": 48}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    more = {"rms_norm_eps": 1e-6, "vocab_size": V, "max_position_embeddings": 512}
+    model = qwen3.Model(
+        qwen3.ModelArgs("qwen3", **sizes, **heads, **more, rope_theta=1e4, tie_word_embeddings=True)
+    )
+    mx.eval(model.parameters())
+    return model
+
+
+@pytest.mark.parametrize("temp", [0.0, 1.0])
+@pytest.mark.parametrize("name", DECODED)
+def test_decodes_as_the_target_alone(
+    name: str, temp: float, target: qwen3.Model, tmp_path: Path
+) -> None:
+    """Greedily and drawn, with every number of proposals; a reduced vocabulary changes nothing."""
+    write(tmp_path / "draft", CASES[name])
+    model = SpeculativeModel(target, load_draft(tmp_path / "draft"))
+    prompt = [5, 17, 3, 60, 41, 9, 2] * 4
+    sampler = make_sampler(temp, top_p=0.95 if temp else 0.0)
+    mx.random.seed(7)
+    plain = [
+        int(t) for t, _ in generate_step(mx.array(prompt), target, max_tokens=24, sampler=sampler)
+    ]
+    most = model.draft.most_proposals
+    for count in {1, most}:
+        mx.random.seed(7)
+        decoder = Decoder(
+            model.view,
+            model.draft,
+            model.make_cache(),
+            FixedLength(count),
+            Options(max_tokens=24, sampler=sampler),
+            drafting=True,
+            keep_cache=False,
+        )
+        assert [token.id for token in decoder.run(prompt)] == plain
+        assert decoder.statistics.proposed > 0
