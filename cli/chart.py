@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from xml.sax.saxutils import escape
 
+from rich.cells import cell_len, set_cell_size
+
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import digits
 from dflash_mlx.errors import DFlashError
@@ -15,6 +17,8 @@ from dflash_mlx.measure.summary import Summary
 FORMATS = (".svg", ".png")
 
 _WIDTH, _MARGIN, _LABELS, _VALUES, _ROW, _BAR = 760, 28, 150, 130, 58, 18
+_MOST_LABELS = 400
+_CHARACTER = 0.58  # of the size of the type
 _INK, _QUIET, _PAPER, _PLAIN, _DFLASH = "#1f2328", "#6e7781", "#ffffff", "#b8c0c8", "#0f7b6c"
 
 _Anchor = Literal["start", "end"]
@@ -69,31 +73,48 @@ def write_chart(
     """
     check_format(file)
     height = 118 + _ROW * len(rows)
+    # A character is this wide at most on average; labels may widen the chart, but not without end.
+    longest = max((cell_len(name) for name in rows), default=0)
+    labels = min(max(_LABELS, round(_CHARACTER * 14 * longest) + 14), _MOST_LABELS)
+    width = _WIDTH - _LABELS + labels
     if file.suffix.lower() == ".svg":
-        svg = _Svg(_WIDTH, height)
-        _draw(svg, title, rows, about, height)
+        svg = _Svg(width, height)
+        _draw(svg, title, rows, about, width, height, labels)
         write_result(file, svg.document())
     else:
-        png = _Png(_WIDTH, height)
-        _draw(png, title, rows, about, height)
+        png = _Png(width, height)
+        _draw(png, title, rows, about, width, height, labels)
         data = io.BytesIO()
         png.image.save(data, "PNG")
         write_result(file, data.getvalue())
 
 
+def _fitting(text: str, room: float, size: int = 14) -> str:
+    """A text that is no wider than the room for it; what does not fit is left out at the end."""
+    most = int(room / (_CHARACTER * size))
+    return text if cell_len(text) <= most else set_cell_size(text, most - 1).rstrip() + "…"
+
+
 def _draw(
-    canvas: Canvas, title: str, rows: Mapping[str, Summary], about: Mapping[str, Any], height: int
+    canvas: Canvas,
+    title: str,
+    rows: Mapping[str, Summary],
+    about: Mapping[str, Any],
+    width: int,
+    height: int,
+    labels: int,
 ) -> None:
-    canvas.text(_MARGIN, 38, title, size=18, bold=True)
+    canvas.text(_MARGIN, 38, _fitting(title, width - 2 * _MARGIN, 18), size=18, bold=True)
     canvas.bar(_MARGIN, 54, 12, 12, _PLAIN)
     canvas.text(_MARGIN + 18, 65, "plain mlx_lm", size=13, color=_QUIET)
     canvas.bar(_MARGIN + 116, 54, 12, 12, _DFLASH)
     canvas.text(_MARGIN + 134, 65, "DFlash", size=13, color=_QUIET)
     fastest = max(max(s.plain.generation_tps, s.dflash.generation_tps) for s in rows.values())
-    left, room = _MARGIN + _LABELS, _WIDTH - 2 * _MARGIN - _LABELS - _VALUES
+    left, room = _MARGIN + labels, width - 2 * _MARGIN - labels - _VALUES
     for i, (name, s) in enumerate(rows.items()):
         y = 84 + i * _ROW
         bold = name == "overall"
+        name = _fitting(name, labels - 14)
         canvas.text(left - 14, y + _BAR + 5, name, anchor="end", bold=bold)
         for j, (tps, color) in enumerate(
             ((s.plain.generation_tps, _PLAIN), (s.dflash.generation_tps, _DFLASH))
@@ -102,14 +123,18 @@ def _draw(
             canvas.bar(left, y + j * (_BAR + 2), length, _BAR, color)
             canvas.text(left + length + 8, y + j * (_BAR + 2) + 14, digits(tps), size=13)
         canvas.text(
-            _WIDTH - _MARGIN, y + _BAR + 6, f"{s.speedup:.2f}x", size=17, bold=True, anchor="end"
+            width - _MARGIN, y + _BAR + 6, f"{s.speedup:.2f}x", size=17, bold=True, anchor="end"
         )
     versions = about["versions"]
     canvas.text(
         _MARGIN,
         height - 18,
-        f"{about['chip']}, {about['memory_gb']:.0f} GB, mlx {versions['mlx']}, "
-        f"mlx-lm {versions['mlx-lm']}, dflash-mlx {versions['dflash-mlx']}",
+        _fitting(
+            f"{about['chip']}, {about['memory_gb']:.0f} GB, mlx {versions['mlx']}, "
+            f"mlx-lm {versions['mlx-lm']}, dflash-mlx {versions['dflash-mlx']}",
+            width - 2 * _MARGIN,
+            12,
+        ),
         size=12,
         color=_QUIET,
     )

@@ -75,6 +75,11 @@ def chat(
         seed,
     )
     template = loaded.template(system_prompt, think, chat_template_config)
+    if template.plain:
+        note(
+            "This model has no chat template, as base models have none: it continues what is typed "
+            "as plain text, and does not know whose turn it is."
+        )
     settings = Settings(
         max_tokens=max_tokens,
         verify_length=verify_length,

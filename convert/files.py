@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_lm.utils import MAX_FILE_SIZE_GB
 
 from dflash_mlx.errors import CheckpointError, DFlashError
-from dflash_mlx.repository import is_draft_config, read_config
+from dflash_mlx.repository import entries, is_draft_config, read_config
 
 SHARD_BYTES = MAX_FILE_SIZE_GB << 30
 _LEGAL_TEXTS = ("license", "licence", "notice", "copying", "use_policy")
@@ -27,7 +27,7 @@ def check_output(output: Path, source: Path, force: bool) -> None:
     """
     if output.exists() and source.exists() and output.samefile(source):
         raise DFlashError(f"{output} is the draft to convert itself; give another output.")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or (output.is_dir() and not entries(output)):
         return
     if not force:
         raise DFlashError(
@@ -48,7 +48,7 @@ def _is_draft(directory: Path) -> bool:
         return False
     return all(
         file.is_file() and (file.suffix in (".safetensors", ".json", ".md") or _is_legal(file))
-        for file in directory.iterdir()
+        for file in entries(directory)
     )
 
 
@@ -158,6 +158,6 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 def copy_legal_texts(source: Path, directory: Path) -> None:
     """Carry licences and notices over."""
-    for file in source.iterdir():
+    for file in entries(source):
         if file.is_file() and _is_legal(file):
             shutil.copyfile(file, directory / file.name)

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
-from huggingface_hub import snapshot_download
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE, REPO_ID_SEPARATOR
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
 from dflash_mlx.errors import CheckpointError, said
 from dflash_mlx.json_text import parse_json
@@ -21,16 +22,7 @@ from dflash_mlx.safetensors import tensor_shapes
 _DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICEN[CS]E*", "NOTICE*"]
 # What the class names of drafts have, those that are refused among them.
 _DRAFT_WORDS = ("DFlash", "DSpark", "DFly", "Domino", "AssistantModel", "Eagle", "EAGLE")
-_TARGET_FILES = [
-    "*.json",
-    "model*.safetensors",
-    "*.py",
-    "tokenizer.model",
-    "*.tiktoken",
-    "*.txt",
-    "*.jsonl",
-    "*.jinja",
-]
+_TARGET_FILES = DEFAULT_ALLOW_PATTERNS
 
 
 def resolve(path_or_repo: str | Path, revision: str | None = None, *, draft: bool = False) -> Path:
@@ -60,14 +52,47 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, *, draft: boo
     except HFValidationError as error:
         raise CheckpointError(f"{name} is neither a directory nor a valid hub id.") from error
     except (LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"There is no directory {name}, the local hub cache ({HF_HUB_CACHE}) has no such "
-            "repository, and the hub, from where it would be fetched to there, cannot be reached; "
-            "check the name or the network."
-        ) from error
+        return _without_the_hub(name, revision, error)
     except Exception as error:
         # The hub client's transport raises classes of its own for a missing network.
         raise CheckpointError(f"{name} could not be fetched from the hub: {error}.") from error
+
+
+def _without_the_hub(name: str, revision: str | None, error: Exception) -> Path:
+    """What the cache holds of a repository, if that may do: licences and the like may be missing.
+
+    Whether the weights are all there is seen when they are read.
+    """
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(found, str):
+        return Path(found).parent
+    cached = Path(HF_HUB_CACHE, REPO_ID_SEPARATOR.join(["models", *name.split("/")]))
+    if not cached.is_dir():
+        reason = (
+            f"There is no directory {name}, the local hub cache ({HF_HUB_CACHE}) has no such "
+            "repository, and the hub, from where it would be fetched to there, cannot be reached; "
+            "check the name or the network."
+        )
+    elif revision is not None and not (cached / "refs" / revision).is_file():
+        reason = (
+            f"The local hub cache has {name}, but not its revision {revision!r}, and the hub "
+            "cannot be reached; leave the revision out, or see to the network."
+        )
+    else:
+        reason = (
+            f"The local hub cache has {name} without its config.json, and the hub, which has the "
+            "rest, cannot be reached; see to the network."
+        )
+    raise CheckpointError(reason) from error
+
+
+def entries(directory: Path, pattern: str = "*") -> list[Path]:
+    """What a directory holds, sorted, without what macOS leaves in it.
+
+    That is a .DS_Store in folders, and on foreign volumes a ._ file beside every other one.
+    """
+    found = directory.glob(pattern)
+    return sorted(p for p in found if p.name != ".DS_Store" and not p.name.startswith("._"))
 
 
 def local_directory(path_or_repo: str | Path) -> Path | None:
@@ -128,8 +153,10 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def weight_files(directory: Path) -> dict[Path, dict[str, list[int]]]:
-    """The safetensors files of a model directory: those its index names, or all there are.
+def weight_files(
+    directory: Path, pattern: str = "*.safetensors"
+) -> dict[Path, dict[str, list[int]]]:
+    """The safetensors files of a model directory: those its index names, or all of a pattern.
 
     Every file is checked, so that a broken download is found before it is used.
 
@@ -148,9 +175,10 @@ def weight_files(directory: Path) -> dict[Path, dict[str, list[int]]]:
                 f"{directory} lacks {', '.join(missing)}, which its index names; download it again."
             )
     else:
-        files = sorted(directory.glob("*.safetensors"))
+        files = entries(directory, pattern)
     if not files:
-        raise CheckpointError(f"{directory} has no safetensors weights.")
+        named = "" if pattern == "*.safetensors" else f" named {pattern}"
+        raise CheckpointError(f"{directory} has no safetensors weights{named}.")
     return {file: tensor_shapes(file) for file in files}
 
 

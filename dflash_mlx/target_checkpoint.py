@@ -21,6 +21,7 @@ from mlx_lm.utils import _get_classes, load_adapters, load_model, load_tokenizer
 from tokenizers import Tokenizer
 
 from dflash_mlx.errors import CheckpointError, said
+from dflash_mlx.json_text import parse_json
 from dflash_mlx.repository import is_draft_config, read_config, resolve, weight_files
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -51,9 +52,9 @@ def load_target(
         raise CheckpointError(
             f"{path_or_repo} is a DFlash draft; give its target as the model and this as the draft."
         )
-    shapes = {
-        name: shape for file in weight_files(directory).values() for name, shape in file.items()
-    }
+    # mlx-lm loads these alone: other weights beside them are none of the model's.
+    files = weight_files(directory, "model*.safetensors")
+    shapes = {name: shape for file in files.values() for name, shape in file.items()}
     _check_config(directory, config | (model_config or {}), len(shapes))
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         raise CheckpointError(
@@ -79,9 +80,7 @@ def load_target(
             target = load_adapters(target, adapter_path)
             target.eval()
         except Exception as error:
-            raise CheckpointError(
-                f"mlx-lm cannot load the adapter {adapter_path}: {said(error)}."
-            ) from error
+            raise CheckpointError(_about_adapter(Path(adapter_path), error)) from error
     try:
         tokenizer = load_tokenizer(
             directory, tokenizer_config, eos_token_ids=config.get("eos_token_id")
@@ -150,6 +149,25 @@ def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for one in inner:
         yield from one.items()
         inner += [value for value in one.values() if isinstance(value, dict)]
+
+
+def _about_adapter(adapter: Path, error: Exception) -> str:
+    """The sentence for an error that mlx-lm raised while it loaded an adapter."""
+    try:
+        config = parse_json((adapter / "adapter_config.json").read_bytes())
+    except (OSError, ValueError):
+        config = None
+    if isinstance(config, dict) and "peft_type" in config:
+        return (
+            f"{adapter} is an adapter of PEFT, and mlx-lm loads those that mlx_lm.lora wrote; "
+            "merge it into the model, or convert it."
+        )
+    if isinstance(error, FileNotFoundError):
+        return (
+            f"{adapter} is no adapter of mlx-lm: it lacks adapter_config.json or "
+            "adapters.safetensors."
+        )
+    return f"mlx-lm cannot load the adapter {adapter}: {said(error)}."
 
 
 def _about_model(directory: Path, config: dict[str, Any], error: Exception) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dflash_mlx.metal.verdicts import cache_directory
+from dflash_mlx.repository import entries
 from dflash_mlx.training.batches import Sample
 
 
@@ -52,7 +53,7 @@ class AnswerStore:
         """
         about = hashlib.sha256()
         for directory in directories:
-            for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")]):
+            for file in [*entries(directory, "*.safetensors"), *entries(directory, "*.json")]:
                 stat = file.stat()
                 about.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
         return cls(cache_directory() / "answers" / f"{about.hexdigest()[:24]}.jsonl", length)

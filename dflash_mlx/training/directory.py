@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from dflash_mlx.draft.dtype import parameters
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.repository import entries
 from dflash_mlx.training.evaluation import Evaluation
 from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.state import write_arrays
@@ -29,7 +30,7 @@ class TrainingDirectory:
 
     def check_new(self) -> None:
         """Raise DFlashError if something is there already."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or entries(self.path)):
             hint = "; --resume goes on with the run in it" if self._options.exists() else ""
             raise DFlashError(f"{self.path} exists already{hint}; give another output.")
 
