@@ -10,6 +10,9 @@ from dflash_mlx.draft.formats import Packaging, Rows, draft_config, recognise
 from dflash_mlx.draft.quantize import Quantization, quantize_draft, quantize_like
 from dflash_mlx.errors import CheckpointError, said
 from dflash_mlx.repository import is_draft_config, read_config, read_tensors, resolve
+from dflash_mlx.torch_file import read_torch_file
+
+MASK_FILE = "mask_embedding.pt"  # MiMo's place for what stands for the mask
 
 
 def load_draft(
@@ -77,6 +80,8 @@ def read_draft(
         )
     packaging = recognise(raw)
     tensors = packaging.translate(read_tensors(directory))
+    if (directory / MASK_FILE).is_file() and "mask_embedding" not in tensors:
+        tensors["mask_embedding"] = next(iter(read_torch_file(directory / MASK_FILE).values()))
     if "mask_embedding" in tensors:
         tensors["mask_embedding"] = tensors["mask_embedding"].reshape(-1)
     shapes = {name: tuple(array.shape) for name, array in tensors.items()}

@@ -18,8 +18,11 @@ from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 from dflash_mlx.errors import CheckpointError, said
 from dflash_mlx.json_text import parse_json
 from dflash_mlx.safetensors import tensor_shapes
+from dflash_mlx.torch_file import read_torch_file
 
-_DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICEN[CS]E*", "NOTICE*"]
+_DRAFT_FILES = ["*.json", "*.safetensors", "*.md", "LICEN[CS]E*", "NOTICE*", "mask_embedding.pt"]
+# For drafts without safetensors.
+_TORCH_FILES = ["*.json", "pytorch_model*.bin"]
 # What the class names of drafts have, those that are refused among them.
 _DRAFT_WORDS = ("DFlash", "DSpark", "DFly", "Domino", "AssistantModel", "Eagle", "EAGLE")
 _TARGET_FILES = DEFAULT_ALLOW_PATTERNS
@@ -37,7 +40,10 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, *, draft: boo
     name = str(path_or_repo)
     try:
         files = _DRAFT_FILES if draft else _TARGET_FILES
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        directory = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        if draft and not any(directory.glob("*.safetensors")):
+            snapshot_download(name, revision=revision, allow_patterns=_TORCH_FILES)
+        return directory
     except GatedRepoError as error:
         raise CheckpointError(
             f"{name} is gated: ask for access at https://huggingface.co/{name}, and log in with "
@@ -197,13 +203,24 @@ def _indexed(index: Path) -> list[str]:
 def read_tensors(directory: Path) -> dict[str, mx.array]:
     """All tensors of a model directory, lazily, without a leading `model.`.
 
+    They are read from PyTorch's files, and at once, only where there are no safetensors.
+
     Raises:
         CheckpointError: as `weight_files`, or a tensor stands in two files.
     """
     tensors: dict[str, mx.array] = {}
-    for file in weight_files(directory):
+    torch_files = sorted(directory.glob("pytorch_model*.bin"))
+    if any(directory.glob("*.safetensors*")):
+        torch_files = []
+    for file in torch_files or weight_files(directory):
         try:
-            loaded = cast(dict[str, mx.array], mx.load(str(file)))
+            loaded = (
+                read_torch_file(file)
+                if torch_files
+                else cast(dict[str, mx.array], mx.load(str(file)))
+            )
+        except CheckpointError:
+            raise
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read as safetensors: {error}.") from error
         for name, array in loaded.items():
