@@ -38,8 +38,7 @@ def block_attention(
     window: row i sees buffer row j only if context_length + i - j < window.
     visible: [L, L] bool, row i sees block key j iff visible[i, j]; None means all, and "causal"
         those with j <= i. Every row must see at least one key of context or block.
-    sinks: [Hq], a further logit of each head's rows that has no value; the kernel does not know
-        them, so that plain MLX serves such a call.
+    sinks: [Hq], a further logit of each head's rows that has no value.
 
     Which implementation runs, `selection` decides; a gradient is always that of plain MLX.
 
@@ -53,13 +52,20 @@ def block_attention(
         "visible": visible,
         "scale": scale,
     }
-    arrays = (queries, context_keys, context_values, block_keys, block_values)
+    keys_and_values = {
+        "context_keys": context_keys,
+        "context_values": context_values,
+        "block_keys": block_keys,
+        "block_values": block_values,
+    }
+    given = {name: x for name, x in keys_and_values.items() if x is not None}
+    seen = context_length - first_visible(context_length, context_start, window)
+    kernel = _kernel(queries, list(given.values()), seen)
+    arrays: dict[str, Any] = {"queries": queries, **given}
     if sinks is not None:
-        return plain_block_attention(*arrays, **options, sinks=sinks)
-    first = first_visible(context_length, context_start, window)
-    kernel = _kernel(queries, [x for x in arrays[1:] if x is not None], context_length - first)
+        arrays["sinks"] = sinks
     if kernel is None:
-        return plain_block_attention(*arrays, **options)
+        return plain_block_attention(**arrays, **options)
     return _with_plain_gradient(kernel, arrays, options)
 
 
@@ -71,23 +77,26 @@ def _kernel(queries: mx.array, others: list[mx.array], seen: int) -> Implementat
 
 
 def _with_plain_gradient(
-    attention: Callable[..., mx.array],
-    arrays: tuple[mx.array | None, ...],
-    options: dict[str, Any],
+    attention: Callable[..., mx.array], arrays: dict[str, Any], options: dict[str, Any]
 ) -> mx.array:
     """A kernel has no gradient: whoever differentiates the call gets that of plain MLX."""
-    given = [x for x in arrays if x is not None]
+
+    def named(given: tuple[mx.array, ...]) -> dict[str, Any]:
+        return dict(zip(arrays, given, strict=True))
 
     def attend(*given: mx.array) -> mx.array:
-        return attention(*given, **options)
+        return attention(**named(given), **options)
+
+    def plain(*given: mx.array) -> mx.array:
+        return plain_block_attention(**named(given), **options)
 
     run: Any = mx.custom_function(attend)
 
     @run.vjp
     def backward(given: Any, cotangent: mx.array, _: mx.array) -> Any:
-        return mx.vjp(lambda *x: plain_block_attention(*x, **options), given, [cotangent])[1]
+        return mx.vjp(plain, given, [cotangent])[1]
 
-    return run(*given)
+    return run(*arrays.values())
 
 
 def _check(

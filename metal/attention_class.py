@@ -44,11 +44,12 @@ class AttentionClass:
         """Every threadgroup size that a block length of the class leads to, with all that varies.
 
         For a draft masks, windows, an empty context, and the block inside the buffers or apart;
-        for both ragged lengths.
+        for both ragged lengths and sinks.
         """
         shortest = max((n for n in LENGTHS if n < self.length), default=0) + 1
         by_tiles = {row_tiles(self.ratio * n): n for n in range(shortest, self.length + 1)}
         for seed, length in enumerate(by_tiles.values()):
+            sinks = mx.random.normal((4 * self.ratio,), key=mx.random.key(seed))
             if self.use == "draft":
                 yield self.call(length, 301, seed, window=200, visible=_tree(length))
                 yield self.call(length, 0, seed, visible="causal")
@@ -56,6 +57,7 @@ class AttentionClass:
             else:
                 yield self._verify(length, 301, seed)
                 yield self._verify(length, self.context + 5, seed)
+            yield self._verify(length, 77, seed) | {"sinks": sinks.astype(DTYPE_NAMES[self.dtype])}
         yield from next(self.timed())
 
     def timed(self) -> Iterator[list[Call]]:
@@ -72,7 +74,12 @@ class AttentionClass:
         end = call["context_length"] + call["queries"].shape[2]
         keys, values = call["context_keys"][:, :, :end], call["context_values"][:, :, :end]
         return mx.fast.scaled_dot_product_attention(
-            call["queries"], keys, values, scale=call["scale"], mask="causal"
+            call["queries"],
+            keys,
+            values,
+            scale=call["scale"],
+            mask="causal",
+            sinks=call.get("sinks"),
         )
 
     def bit_equal(self, kernel: Implementation) -> bool | None:

@@ -53,7 +53,7 @@ class AttentionKernel:
         )
         self._merge = make(
             name=NAMES[1],
-            input_names=["parts", "softmax"],
+            input_names=["parts", "softmax", "sinks", "length"],
             output_names=["out"],
             source=MERGE,
             header=UNROLL,
@@ -72,6 +72,7 @@ class AttentionKernel:
         window: int | None = None,
         visible: mx.array | str | None = None,
         scale: float,
+        sinks: mx.array | None = None,
     ) -> mx.array:
         """As `block_attention`, without its checks; a row that sees nothing gives zeros."""
         batch, heads, length, dim = queries.shape
@@ -108,7 +109,12 @@ class AttentionKernel:
             output_dtypes=[mx.float32, mx.float32],
         )
         return self._merge(
-            inputs=[partial, softmax],
+            inputs=[
+                partial,
+                softmax,
+                _no_sinks(heads) if sinks is None else sinks.astype(mx.float32),
+                _count(length),
+            ],
             template=[("T", queries.dtype), ("D", dim)],
             grid=(32, batch * heads * length, 1),
             threadgroup=(32, 8, 1),
@@ -179,6 +185,16 @@ def _causal(length: int) -> mx.array:
 @lru_cache
 def _powers(length: int) -> mx.array:
     return mx.array([2**j for j in range(length)], dtype=mx.uint32)
+
+
+@lru_cache
+def _no_sinks(heads: int) -> mx.array:
+    return mx.array([float("-inf")] * heads, dtype=mx.float32)
+
+
+@lru_cache
+def _count(value: int) -> mx.array:
+    return mx.array(value, dtype=mx.int32)
 
 
 @lru_cache(maxsize=64)

@@ -186,11 +186,13 @@ MERGE = """
     uint rows = threads_per_grid.y;
     int count = parts_shape[0];
 
-    float best = LOWEST;
+    // A sink is one more logit, without a value; minus infinity where there is none.
+    float sink = max(sinks[row / length % sinks_shape[0]] * 1.44269504f, LOWEST);
+    float best = sink;
     for (int part = 0; part < count; part++) {
         best = max(best, softmax[2 * (size_t(part) * rows + row)]);
     }
-    float total = 0.0f, sum[R];
+    float total = metal::fast::exp2(sink - best), sum[R];
     UNROLL
     for (int r = 0; r < R; r++) {
         sum[r] = 0.0f;
@@ -211,7 +213,7 @@ MERGE = """
     for (int r = 0; r < R; r++) {
         int d = lane + 32 * r;
         if (d < D) {
-            out[size_t(row) * D + d] = static_cast<T>(total == 0.0f ? 0.0f : sum[r] / total);
+            out[size_t(row) * D + d] = static_cast<T>(sum[r] / total);
         }
     }
 """

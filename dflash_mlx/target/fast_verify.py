@@ -2,7 +2,7 @@
 
 For the length of a verify forward, quantized linear modules and attention modules are watched, and
 what a kernel has proved right and faster for on this machine goes through it. Everything else
-goes the stock way: other cache classes and masks, sinks, values of another size than keys, and the
+goes the stock way: other cache classes and masks, values of another size than keys, and the
 products of gathered experts.
 """
 
@@ -68,7 +68,7 @@ class FastVerify:
             sinks: mx.array | None = None,
         ) -> mx.array:
             kernel = None
-            if sinks is None and isinstance(mask, str) and mask == "causal":
+            if isinstance(mask, str) and mask == "causal":
                 kernel = _attention_kernel(queries, keys, values, cache)
             if kernel is None or not self._fits(module, keys, values, cache):
                 return _STOCK(queries, keys, values, cache, scale=scale, mask=mask, sinks=sinks)
@@ -79,6 +79,7 @@ class FastVerify:
                 context_length=keys.shape[2] - queries.shape[2],
                 visible="causal",
                 scale=scale,
+                sinks=sinks,
             )
 
         names = {**call.__globals__, _NAME: attention}

@@ -30,6 +30,7 @@ class Case:
     batch: int = 1
     seed: int = 0
     spread: float = 1.0  # of the scores
+    sinks: bool = False
 
     def arrays(self) -> dict:
         """Keyword arguments of block_attention.
@@ -58,7 +59,9 @@ class Case:
         elif self.mask == "tree":
             visible = random.random((self.length, self.length)) < 0.5
             np.fill_diagonal(visible, True)
+        sinks = mx.array(draw(self.kv_heads * self.ratio) * 2).astype(dtype)
         return {
+            "sinks": sinks if self.sinks else None,
             "queries": mx.array(queries).astype(dtype),
             "context_keys": buffers[0],
             "context_values": buffers[1],
@@ -84,6 +87,7 @@ def by_definition(
     window,
     visible,
     scale,
+    sinks=None,
 ) -> np.ndarray:
     """Masked-block attention of the given inputs in float64, row by row.
 
@@ -110,8 +114,10 @@ def by_definition(
                 keys = np.concatenate([ck[b, kv, context], bk[b, kv, sees[i]]])
                 values = np.concatenate([cv[b, kv, context], bv[b, kv, sees[i]]])
                 scores = keys @ q[b, head, i] * scale
-                weights = np.exp(scores - scores.max())
-                out[b, head, i] = weights @ values / weights.sum()
+                sink = -np.inf if sinks is None else _float64(sinks)[head]
+                best = max(scores.max(), sink)
+                weights = np.exp(scores - best)
+                out[b, head, i] = weights @ values / (weights.sum() + np.exp(sink - best))
     return out
 
 
@@ -141,4 +147,5 @@ def cases(draw, dims=(64,), dtypes=("float32",), max_context=200, ratios=(1, 2, 
         dtype=draw(st.sampled_from(dtypes)),
         batch=draw(st.integers(1, 2)),
         seed=draw(st.integers(0, 2**20)),
+        sinks=draw(st.booleans()),
     )

@@ -31,7 +31,6 @@ TOKENS = 32
 _MLA = "values of another size than keys, or none of its own"
 _NONE = "no softmax attention"
 STOCK = {
-    "gpt_oss": "sinks",
     "gemma2": "soft capped scores",
     "recurrent_gemma": "masks of a window",
     "plamo2": "calls MLX itself",

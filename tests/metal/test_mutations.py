@@ -23,7 +23,7 @@ ATTENTION = Guards(
         "(sees >> (at + key) & 1) != 0": "true",
         "context_length + i - (at + key) < window": "true",
         "score == LOWEST ? 0.0f :": "false ? 0.0f :",
-        "total == 0.0f ?": "false ?",
+        " * 1.44269504f, LOWEST)": " * 1.44269504f, -INFINITY)",
     },
     # One lane of four writes what all four hold.
     no_guard=frozenset({"at_column == 0"}),
@@ -46,7 +46,7 @@ ROWS = Guards(
 ATTENTION_CASES = [
     Case(length=5, context_length=70, ratio=3, mask="tree"),
     Case(length=5, dim=80, context_length=70, ratio=3, window=20, kv_heads=2),
-    Case(length=3, context_length=600, mask="causal", in_buffer=True),
+    Case(length=3, context_length=600, mask="causal", in_buffer=True, sinks=True),
 ]
 # K and N are no multiples of what a threadgroup takes at a time.
 ROWS_CASES = [RowsCase(3, 21, 3), RowsCase(13, 21, 3)]
