@@ -37,6 +37,8 @@ def write_result(file: Path, content: str | bytes) -> None:
     """
     try:
         file = file.resolve()
+        if not file.parent.is_dir():
+            raise DFlashError(f"{file} cannot be written: there is no directory {file.parent}.")
         if not file.exists() or file.is_file():
             replace_file(file, content)
         else:
