@@ -10,6 +10,7 @@ from dflash_mlx.cli import options
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import out, size, working
 from dflash_mlx.draft import DraftConfig
+from dflash_mlx.draft.config import CorrectionConfig, MarkovConfig, RefinerConfig, SelectorConfig
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.hub import cached_models, cached_targets
 from dflash_mlx.measure.inspection import CacheKind, DraftReport, TargetReport, inspect, misfit
@@ -76,8 +77,7 @@ def _list() -> None:
         for draft in (pair.draft, *pair.others):
             here = cached.get(draft)
             first = draft == pair.draft
-            said = draft if first else f"  or {draft}"
-            row = (pair.target if first else "", said, size(here) if here is not None else "-")
+            row = (pair.target if first else "  or", draft, size(here) if here is not None else "-")
             table.add_row(*(Text(cell) for cell in row), style="bold" if here else None)
     out.print(table)
     out.print("Of several drafts the first is taken by itself; --draft names another.")
@@ -145,6 +145,7 @@ def _show_draft(report: DraftReport) -> None:
     rows = [
         ("draft", f"{c.packaging}, {_count(report.parameters)}, {size(report.nbytes)}"),
         ("block", _block(c)),
+        ("proposals", _proposals(c)),
         ("layers", layers),
         ("taps", f"{', '.join(map(str, c.target_layer_ids))}{_of(c.num_target_layers)}"),
         ("hidden size", str(c.hidden_size)),
@@ -160,6 +161,21 @@ def _show_draft(report: DraftReport) -> None:
 def _block(config: DraftConfig) -> str:
     rows = "the anchor's row proposes too" if config.anchor_proposes else "the anchor's does not"
     return f"{config.block_size} rows, so {config.most_proposals} proposals: {rows}"
+
+
+def _proposals(config: DraftConfig) -> str:
+    head = config.head
+    if isinstance(head, MarkovConfig):
+        said = f"a Markov chain over the block ({head.kind}, rank {head.rank})"
+    elif isinstance(head, SelectorConfig):
+        said = f"a selector over {head.top_k} candidates (rank {head.rank})"
+    elif isinstance(head, RefinerConfig):
+        said = f"a refiner in {head.passes} passes (rank {head.rank})"
+    elif isinstance(head, CorrectionConfig):
+        said = "hidden states corrected token by token"
+    else:
+        said = "each row alone"
+    return f"{said}; a confidence head" if config.confidence else said
 
 
 def _vocabulary(config: DraftConfig) -> str:
