@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from dflash_mlx.draft import DFlashDraft, DraftConfig
 from dflash_mlx.draft.dtype import parameters, set_activation_dtype
-from dflash_mlx.draft.formats import Packaging, Rows, draft_config, recognise
+from dflash_mlx.draft.formats import Packaging, Rows, draft_config, embeds_draft, recognise
 from dflash_mlx.draft.quantize import Quantization, quantize_draft, quantize_like
 from dflash_mlx.errors import CheckpointError, said
 from dflash_mlx.repository import is_draft_config, read_config, read_tensors, resolve
@@ -73,7 +73,7 @@ def read_draft(
             incomplete or contradictory.
     """
     raw = read_config(directory)
-    if not is_draft_config(raw):
+    if not is_draft_config(raw) and not embeds_draft(raw):
         raise CheckpointError(
             f"{name or directory} is not a DFlash draft: its config.json has no dflash_config. If "
             "it is a target, give it as the model."

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +14,7 @@ from dflash_mlx import SpeculativeModel, make_sampler
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.decode import Decoder, Options
 from dflash_mlx.decode.sampling import Likeliest
-from dflash_mlx.draft import Choice, DFlashDraft, Proposals
+from dflash_mlx.draft import Choice, Context, DFlashDraft, Proposals
 from dflash_mlx.policy import FixedLength
 from tests.format_checkpoints import (
     BLOCK,
@@ -181,7 +182,11 @@ def target() -> qwen3.Model:
 @pytest.mark.parametrize("temp", [0.0, 1.0])
 @pytest.mark.parametrize("name", DECODED)
 def test_decodes_as_the_target_alone(
-    name: str, temp: float, target: qwen3.Model, tmp_path: Path
+    name: str,
+    temp: float,
+    target: qwen3.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Greedily and drawn, with every number of proposals; a reduced vocabulary changes nothing."""
     write(tmp_path / "draft", CASES[name])
@@ -193,6 +198,14 @@ def test_decodes_as_the_target_alone(
         int(t) for t, _ in generate_step(mx.array(prompt), target, max_tokens=24, sampler=sampler)
     ]
     most = model.draft.most_proposals
+    sequence, propose = [*prompt, *plain], model.draft.propose
+
+    def watched(anchor: mx.array, context: Context, *rest: Any) -> Proposals:
+        assert context.before == sequence[context.offset - 1]
+        assert anchor.item() == sequence[context.offset]
+        return propose(anchor, context, *rest)
+
+    monkeypatch.setattr(model.draft, "propose", watched)
     for count in {1, most}:
         mx.random.seed(7)
         decoder = Decoder(

@@ -60,6 +60,14 @@ def test_weights_refused_by_name(tensor: str, said: str, tmp_path: Path) -> None
         load_draft(tmp_path)
 
 
+def test_a_target_with_a_draft_in_it_is_named(tmp_path: Path) -> None:
+    config = {"architectures": ["DeepseekV4ForCausalLM"], "dspark_block_size": 5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not is_draft_config(config)
+    with pytest.raises(CheckpointError, match="DeepSeek V4"):
+        load_draft(tmp_path)
+
+
 def test_every_packaging_is_a_draft_and_a_target_is_none() -> None:
     assert all(is_draft_config(case.config) for case in CASES.values())
     assert not is_draft_config({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"})

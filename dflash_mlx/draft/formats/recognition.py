@@ -94,6 +94,14 @@ def draft_config(
     return replace(found, quantization=quantization(config))
 
 
+def embeds_draft(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a whole target with a draft in it, as DeepSeek V4's are."""
+    names = config.get("architectures")
+    words = str(names) if isinstance(names, list) else ""
+    embedded = any(str(key).startswith("dspark_") for key in config)
+    return embedded and not ("DSpark" in words or "DFlash" in words)
+
+
 def _refuse(config: Mapping[str, Any]) -> None:
     kind = config.get("speculators_model_type")
     if isinstance(kind, str) and kind not in NAMES:
@@ -113,8 +121,7 @@ def _refuse(config: Mapping[str, Any]) -> None:
         )
     if config.get("log_snr_conditioning"):
         raise CheckpointError(_BONSAI)
-    embedded = any(str(key).startswith("dspark_") for key in config)
-    if embedded and not any("DSpark" in name or "DFlash" in name for name in names):
+    if embeds_draft(config):
         raise CheckpointError(
             "This is a whole target (DeepSeek V4) with a draft embedded in it, not a draft of its "
             f"own; supported are {_SUPPORTED}."
