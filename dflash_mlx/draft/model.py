@@ -126,8 +126,8 @@ class DFlashDraft(nn.Module):
             )
         if type(window) is not int or not self.least_window <= window <= self.most_window:
             raise DFlashError(
-                f"The draft window is {window!r:.40}; give {self.least_window} to "
-                f"{self.most_window} tokens."
+                f"The draft window is {window!r:.40}; give at least {self.least_window} tokens, "
+                f"and at most {self.most_window}."
             )
         self._full_limit = self.sinks + window
 

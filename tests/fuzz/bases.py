@@ -10,8 +10,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests import format_checkpoints
 from tests.command_line import run
 from tests.families.models import CONFIGS, configure
+from tests.format_checkpoints import CASES
 from tests.tiny_pair import (
     SENTENCE,
     SPECIALS,
@@ -19,6 +21,8 @@ from tests.tiny_pair import (
     vocabulary,
     write_draft,
     write_pair,
+    write_target,
+    write_tokenizer,
 )
 
 # Caches, experts and configurations of several kinds.
@@ -61,7 +65,11 @@ class Bases:
             "bytes": _byte_level,
         }
         self._makers |= {name: lambda place, name=name: _family(place, name) for name in FAMILIES}
-        self.drafts = ("tiny", "quantized", "second", "sliding")
+        formats = {f"format-{i}": case for i, case in enumerate(CASES.values())}
+        self._makers |= {
+            name: lambda place, case=case: _format(place, case) for name, case in formats.items()
+        }
+        self.drafts = ("tiny", "quantized", "second", "sliding", *formats)
         self.targets = ("tiny", "quantized", "bytes", *FAMILIES)
 
     def pair(self, name: str) -> Sound:
@@ -181,6 +189,22 @@ def _family(place: Path, name: str) -> Sound:
     args: Any = getattr(model.args, "text_config", None) or config
     layers = args["num_hidden_layers"]
     write_draft(place / "draft", vocab, hidden_size=args["hidden_size"], num_target_layers=layers)
+    return Sound(target, place / "draft")
+
+
+def _format(place: Path, case: format_checkpoints.Checkpoint) -> Sound:
+    """A draft in one of the published packagings, and a target that it fits."""
+    target = place / "target"
+    size, width = format_checkpoints.V, format_checkpoints.H
+    words = [*SPECIALS, *(chr(33 + i) for i in range(size - len(SPECIALS)))]
+    write_target(
+        target,
+        hidden_size=width,
+        num_hidden_layers=format_checkpoints.DEPTH,
+        vocab_size=size,
+    )
+    write_tokenizer(target, words)
+    format_checkpoints.write(place / "draft", case)
     return Sound(target, place / "draft")
 
 
