@@ -70,6 +70,7 @@ class Ask:
         logprobs: whether log-probabilities of the tokens are wanted.
         top_logprobs: how many alternatives with them.
         think: whether the model should think first; None for the server's default.
+        effort: how much it should think, for templates that know degrees.
         variables: further variables for the chat template.
         stream: whether the answer is wanted as it comes.
         spans: whether the client wants to know which characters the draft proposed.
@@ -87,9 +88,13 @@ class Ask:
     logprobs: bool = False
     top_logprobs: int = 0
     think: bool | None = None
+    effort: str | None = None
     variables: dict[str, Any] = field(default_factory=dict)
     stream: bool = False
     spans: bool = False
+
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def function(fields: Fields, parameters: str = "parameters") -> dict[str, Any]:

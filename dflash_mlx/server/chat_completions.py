@@ -9,7 +9,7 @@ from typing import Any
 from dflash_mlx import __version__
 from dflash_mlx.conversation import Message
 from dflash_mlx.server.answers import Choice, shown_logprobs, whole
-from dflash_mlx.server.asks import Ask, Tools, function, plain_text
+from dflash_mlx.server.asks import EFFORTS, Ask, Tools, function, plain_text
 from dflash_mlx.server.calls import Call
 from dflash_mlx.server.channels import Text, Thinking
 from dflash_mlx.server.exchange import Exchange, Idle
@@ -45,7 +45,7 @@ def parse(fields: Fields, defaults: Defaults) -> Ask:
     logprobs = bool(fields.flag("logprobs"))
     if top and not logprobs:
         raise fields.refuse("top_logprobs", "needs logprobs to be true.")
-    think, variables = thinking(fields)
+    think, variables = _template(fields)
     extension = fields.inner("x_dflash")
     return Ask(
         model=fields.text("model"),
@@ -58,6 +58,7 @@ def parse(fields: Fields, defaults: Defaults) -> Ask:
         logprobs=logprobs,
         top_logprobs=top,
         think=think,
+        effort=fields.choice("reasoning_effort", *EFFORTS),
         variables=variables,
         stream=bool(fields.flag("stream")),
         spans=extension is not None and bool(extension.flag("spans")),
@@ -71,31 +72,15 @@ def one_choice(fields: Fields) -> None:
             raise fields.refuse(name, "can only be 1; send the request again for another answer.")
 
 
-def thinking(fields: Fields) -> tuple[bool | None, dict[str, Any]]:
-    """Whether to think, and the chat template's variables, from the fields that have a say."""
-    effort = fields.choice(
-        "reasoning_effort", "none", "minimal", "low", "medium", "high", "xhigh", "max"
-    )
+def _template(fields: Fields) -> tuple[bool | None, dict[str, Any]]:
+    """Whether to think, and the chat template's other variables."""
     given = fields.get("chat_template_kwargs") or {}
     if not isinstance(given, dict):
         raise fields.refuse("chat_template_kwargs", "must be a JSON object.")
-    variables = {k: v for k, v in given.items() if k != "enable_thinking"}
     think = given.get("enable_thinking")
     if think is not None and not isinstance(think, bool):
         raise fields.refuse("chat_template_kwargs", "has an enable_thinking that is no boolean.")
-    return with_effort(effort, think, variables)
-
-
-def with_effort(
-    effort: str | None, think: bool | None, variables: dict[str, Any]
-) -> tuple[bool | None, dict[str, Any]]:
-    """An effort to reason, as templates know it: a switch, and a word for those that read it."""
-    if effort is None:
-        return think, variables
-    if effort in ("none", "minimal"):
-        return (False if think is None else think), {"reasoning_effort": "low", **variables}
-    word = effort if effort in ("low", "medium") else "high"
-    return think, {"reasoning_effort": word, **variables}
+    return think, {k: v for k, v in given.items() if k != "enable_thinking"}
 
 
 def _message(given: Any, where: str) -> Message:

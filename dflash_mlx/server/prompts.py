@@ -106,6 +106,12 @@ class Prompts:
                 )
             variables["tools"] = ask.tools.usable
         think = own.think if ask.think is None else ask.think
+        if ask.effort is not None:
+            low = ask.effort in ("none", "minimal")
+            think = False if low and ask.think is None else think
+            if "reasoning_effort" in str(self._tokenizer.chat_template):
+                word = "low" if low else "high" if ask.effort in ("xhigh", "max") else ask.effort
+                variables.setdefault("reasoning_effort", word)
         return replace(own, think=think, config=variables)
 
     def _encode(self, text: str) -> list[int]:

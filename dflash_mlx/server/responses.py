@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dflash_mlx.conversation import Message
-from dflash_mlx.server.asks import Ask, Tools, function, plain_text
-from dflash_mlx.server.chat_completions import past_call, with_effort
+from dflash_mlx.server.asks import EFFORTS, Ask, Tools, function, plain_text
+from dflash_mlx.server.chat_completions import past_call
 from dflash_mlx.server.fields import Fields
 from dflash_mlx.server.sampling_fields import format_grammar, sampling
 from dflash_mlx.server.service import Defaults
@@ -96,11 +96,6 @@ def parse(fields: Fields, box: Toolbox, defaults: Defaults) -> Ask:
     if fields.flag("background"):
         raise fields.refuse("background", "is not served; read the answer as it comes.")
     reasoning = fields.inner("reasoning")
-    effort = None
-    if reasoning is not None:
-        efforts = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-        effort = reasoning.choice("effort", *efforts)
-    think, variables = with_effort(effort, None, {})
     top = fields.integer("top_logprobs", 0, 20) or 0
     return Ask(
         model=fields.text("model"),
@@ -112,8 +107,7 @@ def parse(fields: Fields, box: Toolbox, defaults: Defaults) -> Ask:
         grammar=_grammar(fields),
         logprobs="message.output_text.logprobs" in fields.items("include") or top > 0,
         top_logprobs=top,
-        think=think,
-        variables=variables,
+        effort=reasoning.choice("effort", *EFFORTS) if reasoning else None,
         stream=bool(fields.flag("stream")),
     )
 

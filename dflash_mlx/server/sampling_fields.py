@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from dflash_mlx.server.fields import Fields
 from dflash_mlx.server.job import Sampling
@@ -29,9 +30,15 @@ def sampling(fields: Fields, defaults: Sampling) -> Sampling:
         "frequency_penalty": fields.number("frequency_penalty", -2, 2),
         "logit_bias": _biases(fields),
     }
-    if given["top_k"] is not None:
-        given["top_k"] = max(0, given["top_k"])  # type: ignore[type-var]
-    return replace(defaults, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    if "top_k" in chosen:
+        chosen["top_k"] = max(0, chosen["top_k"])
+    # So little leaves only the likeliest token, and float32 no room to compute with.
+    if chosen.get("temperature", 1) < 1e-4:
+        chosen["temperature"] = 0.0
+    if chosen.get("top_p", 1) < 1e-4:
+        chosen |= {"top_p": 1.0, "top_k": 1}
+    return replace(defaults, **chosen)
 
 
 def _biases(fields: Fields) -> tuple[tuple[int, float], ...] | None:
