@@ -4,10 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx
 import mlx.core as mx
 import pytest
+from huggingface_hub.errors import GatedRepoError
 from mlx.utils import tree_flatten
 
+from dflash_mlx import repository
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.draft.formats.fields import default_target_layer_ids
 from dflash_mlx.errors import CheckpointError
@@ -176,6 +179,15 @@ def test_targets_that_cannot_be_loaded(tmp_path: Path) -> None:
         (target / file).rename(target / f"{file}.away")
     with pytest.raises(CheckpointError, match="no tokenizer files"):
         load_target(target)
+
+
+def test_a_gated_repository_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **_: object) -> str:
+        raise GatedRepoError("403", response=httpx.Response(403, request=httpx.Request("GET", "x")))
+
+    monkeypatch.setattr(repository, "snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=r"huggingface.co/z-lab/some-draft.*hf auth login"):
+        resolve("z-lab/some-draft", draft=True)
 
 
 def test_default_taps() -> None:

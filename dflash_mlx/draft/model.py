@@ -252,7 +252,9 @@ class DFlashDraft(nn.Module):
             confidence head says, after the sigmoid, or the likelihood of the tokens themselves.
         """
         embeddings = self._embed_block(anchor, embed)
-        hidden = self(embeddings * self.config.input_scale, context)[0]
+        if self.config.input_scale != 1.0:
+            embeddings = embeddings * self.config.input_scale
+        hidden = self(embeddings, context)[0]
         block = Block(
             anchor=anchor,
             before=anchor if context.before is None else mx.array([context.before], anchor.dtype),
