@@ -238,3 +238,18 @@ def test_going_down_ends_streams_with_a_word(tokenizer) -> None:
     assert not listener.is_alive()
     assert engine.tickets[-1].cancelled
     assert "going down" in lines[-2]
+
+
+def test_metrics_are_prometheus_text(tokenizer) -> None:
+    with saying(tokenizer, "Fine.") as (address, _):
+        post(address, CHAT, ASK)
+        post(address, CHAT, {})
+        lines = httpx.get(f"{address}/metrics").text.splitlines()
+    kinds = dict(line.split()[2:] for line in lines if line.startswith("# TYPE"))
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert values['dflash_http_requests_total{api="chat/completions"}'] == "1"
+    assert values['dflash_http_refused_total{status="400"}'] == "1"
+    assert values["dflash_acceptance_length"] == "3"
+    assert {name.split("{")[0] for name in values} == kinds.keys()
+    for name, kind in kinds.items():
+        assert (kind == "counter") == name.endswith(("_total", "_sum", "_count")), name

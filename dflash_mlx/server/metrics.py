@@ -18,8 +18,13 @@ _HELP = {
     "tokens_per_second": "Speed of the last answer.",
     "active": "Sequences that take turns.",
     "waiting": "Requests that wait for a place.",
+    "cache_bytes": "What the prefix cache holds.",
+    "cache_entries": "Prompts in the prefix cache.",
     "up": "1 while the worker lives.",
 }
+
+# What the engine keeps beside its totals that can also fall.
+_STATES = ("cache_bytes", "cache_entries")
 
 
 class Counts:
@@ -58,8 +63,9 @@ class Counts:
 
     def _lines(self, totals: Mapping[str, float], gauges: Mapping[str, float]) -> Iterator[str]:
         rows = [("counter", n, labels, value) for (n, labels), value in self._values.items()]
-        rows += [("counter", f"{name}_total", "", value) for name, value in totals.items()]
-        rows += [("gauge", name, "", value) for name, value in {**self._last, **gauges}.items()]
+        states = {name: value for name, value in totals.items() if name in _STATES}
+        rows += [("counter", f"{n}_total", "", v) for n, v in totals.items() if n not in _STATES]
+        rows += [("gauge", n, "", v) for n, v in {**self._last, **states, **gauges}.items()]
         last = ""
         for kind, name, labels, value in sorted(rows):
             if name != last:

@@ -159,7 +159,8 @@ class Service:
         if positions is None:
             return None
         if len(prompt.tokens) >= positions:
-            raise _too_long(len(prompt.tokens), positions)
+            why = f"this model's maximum context length is {positions} tokens."
+            raise _too_long(len(prompt.tokens), positions - 1, why)
         return positions - len(prompt.tokens)
 
     def _ender(self, exchange: Exchange, api: str) -> Callable[[], None]:
@@ -173,18 +174,17 @@ class Service:
 
 def _refusal(error: DFlashError) -> Refusal:
     if isinstance(error, TooLong):
-        return _too_long(error.prompt_tokens, error.most)
+        return _too_long(error.prompt_tokens, error.most, str(error))
     if isinstance(error, Busy):
         wait = max(1, round(error.retry_after))
         return Refusal(str(error), status=503, retry_after=wait)
     return Refusal(str(error))
 
 
-def _too_long(tokens: int, most: int) -> Refusal:
+def _too_long(tokens: int, most: int, why: str) -> Refusal:
     # Agents look for these words, in one API or the other, to shorten a conversation.
     return Refusal(
-        f"prompt is too long: {tokens} tokens > {most - 1} maximum; this model's maximum context "
-        f"length is {most} tokens.",
+        f"prompt is too long: {tokens} tokens > {most} maximum; {why}",
         param="messages",
         code="context_length_exceeded",
     )
