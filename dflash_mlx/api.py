@@ -184,6 +184,19 @@ def stream_generate(
     Raises:
         DFlashError: an argument that cannot be meant.
     """
+    if not isinstance(model, SpeculativeModel):
+        raise DFlashError(
+            f"A pair of target and draft is needed, and this is a {type(model).__name__}; make one "
+            "with load or SpeculativeModel(target, draft)."
+        )
+    _check_whole("max_tokens", max_tokens, -1)
+    _check_whole("prefill_step_size", prefill_step_size, 1)
+    _check_whole("kv_group_size", kv_group_size, 1)
+    _check_whole("quantized_kv_start", quantized_kv_start, 0)
+    if kv_bits is not None and kv_bits not in (2, 3, 4, 5, 6, 8):
+        raise DFlashError(f"kv_bits is {kv_bits!r}; give one of 2, 3, 4, 5, 6, 8, or None.")
+    if kv_bits is not None and kv_group_size not in (32, 64, 128):
+        raise DFlashError(f"kv_group_size is {kv_group_size}; give one of 32, 64, 128.")
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     prompt = encode(tokenizer, prompt)
@@ -197,8 +210,6 @@ def stream_generate(
             "max_kv_size cannot be kept exactly: mlx-lm masks such a cache wrongly when several "
             "tokens are run at once; leave it out."
         )
-    if prefill_step_size < 1:
-        raise DFlashError(f"prefill_step_size is {prefill_step_size}; give at least 1.")
     if prompt_cache is None:
         cache = model.make_cache()
     elif isinstance(prompt_cache, PromptCache):
@@ -373,6 +384,14 @@ def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) 
     if not ids:
         raise DFlashError("The prompt is empty; give at least one token.")
     return ids
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    """Raise DFlashError unless an argument is a whole number, and not too small."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        hint = ", or -1 for no limit" if least == -1 else ""
+        least = max(least, 1) if hint else least
+        raise DFlashError(f"{name} is {value!r:.40}; give at least {least}{hint}.")
 
 
 def _fixed_length(verify_length: int | str | None, most: int) -> int | None:
