@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -24,15 +25,19 @@ TEMPLATE = (
 )
 
 
-def write_tool_pair(folder: Path, call: str = CALL, answer: str = ANSWER) -> tuple[Path, Path]:
+def write_tool_pair(
+    folder: Path, call: str = CALL, answer: str = ANSWER, *, agents: bool = False
+) -> tuple[Path, Path]:
     """Write `target` and `draft` directories.
 
-    The target calls where there are tools; without any, or with a call's result, it answers.
+    The target calls where there are tools; without any, or with a call's result, it answers. For
+    `agents`, whose prompts are long, it has more positions, and a token for every word.
     """
     both = f"{answer} {call}"
     words, said = vocabulary(both), spoken(both)
+    positions = 65536 if agents else 8192
     target, draft = folder / "target", folder / "draft"
-    write_target(target, both, max_position_embeddings=8192)
+    write_target(target, both, max_position_embeddings=positions)
     write_draft(draft, len(words))
     weights = mx.load(str(target / "model.safetensors"))
     assert isinstance(weights, dict)
@@ -49,4 +54,16 @@ def write_tool_pair(folder: Path, call: str = CALL, answer: str = ANSWER) -> tup
     settings = json.loads((target / "tokenizer_config.json").read_text())
     settings |= {"chat_template": TEMPLATE, "tool_parser_type": "json_tools"}
     (target / "tokenizer_config.json").write_text(json.dumps(settings))
+    if agents:
+        _read_whole_words(target, [word for word in words if len(word) > 1])
     return target, draft
+
+
+def _read_whole_words(target: Path, known: list[str]) -> None:
+    """Let the tokenizer take any word for one token, most of them unknown, not for its letters."""
+    file = target / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    longest = sorted((w for w in known if not w.startswith("<|")), key=len, reverse=True)
+    pattern = "|".join(re.sub(r"([^\w\s])", r"\\\1", word) for word in longest)
+    tokenizer["pre_tokenizer"]["pattern"]["Regex"] = pattern + r"|\n|~|[^\S\n]+|\w+"
+    file.write_text(json.dumps(tokenizer))
