@@ -519,6 +519,11 @@ def test_what_cannot_be_gone_on_from(target: Path, data: Path, tmp_path: Path) -
     run("convert", draft, "-o", str(tmp_path / "8bit"), "--bits=8", "--group-size=32")
     said = complaint(run("train", *tail, f"--init={tmp_path / '8bit'}"), 1)
     assert "is quantized, and what is quantized cannot be trained" in said
+    vectors = Path(__file__).parent / "vectors"
+    others = {"dspark_lfm2": "LiquidAI", "spec_dflash2": "DFlash 2", "muse_assistant": "Muse"}
+    for name, packaging in others.items():
+        said = complaint(run("train", *tail, f"--init={vectors / name}"), 1)
+        assert packaging in said and "DFlash 1 only" in said
     said = complaint(run("train", *[*tail[1:], f"--target={target}"], f"--init={draft}"), 1)
     assert "give the draft that was trained for this target" in said
     assert not (tmp_path / "made").exists()

@@ -227,8 +227,13 @@ class DraftConfig:
 
     @property
     def is_dflash1(self) -> bool:
-        """Whether nothing goes beyond DFlash 1 as its authors publish it."""
-        plain = self.convolution is None and self.head is None and not self.confidence
+        """Whether it is DFlash 1 in its authors' own packaging, and nothing beyond it."""
+        plain = (
+            self.packaging == "DFlash 1"
+            and self.convolution is None
+            and self.head is None
+            and not self.confidence
+        )
         return (
             plain
             and not (self.anchor_proposes or self.sandwich)
