@@ -21,7 +21,7 @@ from dflash_mlx.server.job import (
     Tokens,
 )
 from dflash_mlx.server.prompts import Prompt
-from dflash_mlx.server.refusal import Refusal
+from dflash_mlx.server.refusal import Refusal, failed
 
 log = logging.getLogger("dflash_mlx.server")
 
@@ -112,7 +112,14 @@ class Exchange:
                         spoken = time.monotonic()
                         yield Idle()
                 event = self._events.popleft()
-                if pieces := self._read(event):
+                try:
+                    pieces = self._read(event)
+                except Refusal:
+                    raise
+                except Exception as error:
+                    log.exception("Reading an answer failed.")
+                    raise failed() from error
+                if pieces:
                     spoken = time.monotonic()
                     yield pieces
                 if isinstance(event, Finished):
