@@ -211,6 +211,7 @@ def test_a_slow_reader_is_given_up(tokenizer, monkeypatch) -> None:
             client.sendall(head.encode() + body)
             assert engine_started(engine)
             assert engine.last.wait(10)
+        assert engine.tickets[-1].cancelled
         assert post(address, CHAT, ASK).status_code == 200
 
 
