@@ -49,6 +49,7 @@ class GenerationResponse:
         acceptance_length: mean tokens emitted per target forward, bonus token included.
         verify_length: mean proposals verified per cycle with a draft forward.
         plain_share: share of the target's forwards whose cycle had no draft forward.
+        drafting_off: why "auto" had stopped drafting when the text ended, as half a sentence.
     """
 
     text: str
@@ -68,6 +69,7 @@ class GenerationResponse:
     acceptance_length: float = 0.0
     verify_length: float = 0.0
     plain_share: float = 0.0
+    drafting_off: str | None = None
 
 
 def load(
@@ -313,6 +315,7 @@ def _responses(
             acceptance_length=counts.acceptance_length,
             verify_length=counts.verify_length,
             plain_share=counts.plain_share,
+            drafting_off=decoder.policy.reason if decoder.finished else None,
         )
 
 

@@ -1,8 +1,11 @@
 """When it is said that the draft does not help."""
 
+from dataclasses import replace
+
 import pytest
 
-from dflash_mlx.measure.advice import low_acceptance
+from dflash_mlx.conversation.figures import Figures
+from dflash_mlx.measure.advice import advice, low_acceptance
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,11 @@ def test_next_to_none_names_what_may_be_counted_wrongly():
     for accepted in (0, 1):
         hint = low_acceptance(64, accepted, 8)
         assert hint and "--draft-rows" in hint and "target_layer_ids" in hint
+
+
+def test_why_drafting_is_off_is_said_where_most_was_decoded_plainly() -> None:
+    why = "a cycle of 3 proposals takes 8.1 plain steps here and is expected to give 2.2 tokens"
+    figures = Figures(1.0, 30.0, 100, 0.1, 10, None, 1.0, 99, 9, 6, 3.0, 0.9, None)
+    assert advice(replace(figures, drafting_off=why, plain_share=0.9)) == f"Drafting is off: {why}."
+    assert advice(replace(figures, drafting_off=why, plain_share=0.2)) is None
+    assert advice(replace(figures, drafting_off=None, plain_share=0.9)) is None

@@ -17,7 +17,8 @@ class Figures:
         prompt_tokens: tokens of the whole prompt.
         reused_tokens: how many of them a cache already held; None without a cache.
         peak_memory: in GB.
-        target_forwards, proposed, accepted, verify_length, plain_share: as in GenerationResponse.
+        target_forwards, proposed, accepted, verify_length, plain_share, drafting_off: as in
+            GenerationResponse.
     """
 
     acceptance_length: float
@@ -32,6 +33,7 @@ class Figures:
     accepted: int
     verify_length: float
     plain_share: float
+    drafting_off: str | None
 
     @classmethod
     def of(cls, last: GenerationResponse) -> "Figures":
@@ -49,4 +51,5 @@ class Figures:
             accepted=last.accepted,
             verify_length=last.verify_length,
             plain_share=last.plain_share,
+            drafting_off=last.drafting_off,
         )

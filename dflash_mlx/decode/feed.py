@@ -12,17 +12,16 @@ class ContextFeed:
     """Tapped outputs that wait to be projected to the draft's keys and values.
 
     Plain cycles so cost the draft nothing: not even a graph is built before a block needs the
-    context, and `flush` then projects all that waits in one go. A prompt is condensed at once and
-    waits as n x H numbers, less than its keys and values, while the target needs memory for itself.
+    context, and `flush` then projects all that waits in one go. A prompt is projected chunk by
+    chunk while it is prefilled, of which that is a hundredth: a first draft that had to catch up on
+    it would cost many plain steps, before anybody knows whether drafting pays.
     """
 
     limit = 256  # rows that plain cycles may leave waiting
-    piece = 2048  # rows projected at once, so that a long prompt's temporaries stay small
 
     def __init__(self, draft: DFlashDraft, context: Context):
         self.draft = draft
         self.context = context
-        self._condensed: list[mx.array] = []
         self._tapped: list[Sequence[mx.array]] = []
         self._rows = 0
 
@@ -46,7 +45,7 @@ class ContextFeed:
         The context holds consecutive positions, so it starts again behind a gap.
         """
         if tapped is None:
-            self._condensed, self._tapped = [], []
+            self._tapped = []
             self.context.restart(self.offset + rows)
             self._rows = 0
             return
@@ -54,32 +53,13 @@ class ContextFeed:
         self._rows += rows
 
     def settle(self) -> None:
-        """Condense and evaluate what waits, so that the tapped outputs can go."""
-        self._condense()
-        mx.eval(self._condensed)
+        """Flush and evaluate, so that the tapped outputs can go."""
+        self.flush()
+        mx.eval(self.context.arrays)
 
     def flush(self) -> None:
         """Bring the context up to date."""
-        self._condense()
-        waiting, rows, self._condensed, self._rows = self._condensed, self._rows, [], 0
-        if not waiting:
-            return
-        c = waiting[0] if len(waiting) == 1 else mx.concatenate(waiting)
-        for group in self.context.groups:
-            group.reserve(rows)
-        for start in range(0, rows, self.piece):
-            self.draft.remember(self.context, c[start : start + self.piece])
-            if rows > self.piece:
-                mx.eval(self.context.arrays)
-
-    def rewind(self, offset: int) -> None:
-        """Flush, and forget positions from `offset` on."""
-        self.flush()
-        if offset < self.context.offset:
-            self.context.rewind(offset)
-
-    def _condense(self) -> None:
-        tapped, self._tapped = self._tapped, []
+        tapped, self._tapped, self._rows = self._tapped, [], 0
         if not tapped:
             return
         # Over rows first: so many plain cycles take few operations.
@@ -87,7 +67,14 @@ class ContextFeed:
             _concatenate([_concatenate(outputs, axis=1) for outputs in zip(*run, strict=True)], -1)
             for _, run in groupby(tapped, key=len)
         ]
-        self._condensed.append(self.draft.condense(_concatenate(features, axis=1)))
+        condensed = self.draft.condense(_concatenate(features, axis=1))
+        self.draft.remember(self.context, condensed)
+
+    def rewind(self, offset: int) -> None:
+        """Flush, and forget positions from `offset` on."""
+        self.flush()
+        if offset < self.context.offset:
+            self.context.rewind(offset)
 
 
 def _concatenate(arrays: Sequence[mx.array], axis: int) -> mx.array:

@@ -38,5 +38,8 @@ def low_acceptance(proposed: int, accepted: int, target_forwards: int) -> str | 
 
 
 def advice(figures: Figures) -> str | None:
-    """`low_acceptance` of one answer."""
-    return low_acceptance(figures.proposed, figures.accepted, figures.target_forwards)
+    """A hint on one answer: `low_acceptance`, or why most of it was decoded plainly."""
+    hint = low_acceptance(figures.proposed, figures.accepted, figures.target_forwards)
+    if hint is None and figures.drafting_off and figures.plain_share > 0.5:
+        return f"Drafting is off: {figures.drafting_off}."
+    return hint

@@ -72,6 +72,7 @@ class AdaptiveLength:
     """Chooses between a plain cycle and every verify length; learns over one generation."""
 
     learns = True
+    reason: str | None = None
 
     def __init__(self, learned: Learned):
         self.learned, self._text = learned, Text(learned.chances)
@@ -92,13 +93,18 @@ class AdaptiveLength:
         tokens = self._text.tokens(reach)
         values = [log(t / s) for t, s in zip(tokens, steps, strict=False)]
         best = max(range(1, reach + 1), key=values.__getitem__)
-        wins = values[best] > (-LEAST_DRAFT if self._drafting else LEAST_DRAFT)
+        wins = values[best] > (0.0 if self._drafting else LEAST_DRAFT)
         if self._looking:
             self._looking, self._rest = False, self.learned.patience * self._loss
             self.learned.patience = min(2 * self.learned.patience, LONG_REST)
         if wins != self._drafting:
             self._drafting, self._rest, self.learned.patience = wins, 0.0, SHORT_REST
+        self.reason = None
         if not wins:
+            self.reason = (
+                f"a cycle of {best} proposals takes {steps[best]:.1f} plain steps here and is "
+                f"expected to give {tokens[best]:.1f} tokens"
+            )
             self._planned = self._look(costs, tokens, reach)
             return self._planned
         if values[best] < OPTIMISM * costs.doubt(best):
@@ -108,8 +114,7 @@ class AdaptiveLength:
                 self._looking, self._plain_left = True, PLAIN_RUN - 1
                 return 0
         lengths = range(1, reach + 1)
-        known = min(lengths, key=costs.doubt)
-        m = max(lengths, key=lambda m: values[m] + OPTIMISM * costs.doubt(m, known))
+        m = max(lengths, key=lambda m: values[m] + OPTIMISM * costs.doubt(m, costs.last))
         self._planned = m
         # A little reluctance to change.
         price = steps[m] * costs.reading * (0.8 if self._reads else 1.2)
@@ -129,6 +134,8 @@ class AdaptiveLength:
             m = min(m, FIRST_REACH)
         loss = steps[m] + costs.detour - tokens[m]
         self._looking = (self._may_look(loss) and hopes[m] > 0) or first
+        if first:
+            self._loss = GUESS
         return m if self._looking else 0
 
     def _may_look(self, loss: float) -> bool:
@@ -153,7 +160,11 @@ class AdaptiveLength:
             if cycle.confidences:
                 self._judge_reading(cycle.confidences, steps)
             learned.chances.observe(cycle.confidences, cycle.verified, cycle.accepted)
-        self._text.observe(cycle.verified, cycle.accepted)
+        held_back = None
+        if cycle.read and cycle.verified < len(cycle.confidences):
+            confidence = cycle.confidences[cycle.verified]
+            held_back = learned.chances.chance(confidence, cycle.verified)
+        self._text.observe(cycle.verified, cycle.accepted, held_back)
         self._rest -= taken
         learned.charge(taken, cycle.accepted + 1)
 

@@ -35,16 +35,17 @@ class Chances:
 
     def tokens(self, confidences: Sequence[float]) -> list[float]:
         """Tokens that a verify of the first m = 0, 1, … proposals yields on average."""
-        return _tokens(self._chance(c, depth) for depth, c in enumerate(confidences))
+        return _tokens(self.chance(c, depth) for depth, c in enumerate(confidences))
 
     def observe(self, confidences: Sequence[float], verified: int, accepted: int) -> None:
         """Learn what confidences mean."""
         for depth, c in enumerate(confidences[: min(accepted + 1, verified)]):
-            step = SLOWLY * ((depth < accepted) - self._chance(c, depth))
+            step = SLOWLY * ((depth < accepted) - self.chance(c, depth))
             features = (1.0, _log_odds(c), log1p(depth))
             self._weights = [w + step * f for w, f in zip(self._weights, features, strict=True)]
 
-    def _chance(self, confidence: float, depth: int) -> float:
+    def chance(self, confidence: float, depth: int) -> float:
+        """Of a proposal with this confidence, if those before it are accepted."""
         bias, slope, deeper = self._weights
         return _sigmoid(bias + slope * _log_odds(confidence) + deeper * log1p(depth))
 
@@ -77,16 +78,21 @@ class Text:
             better += self._belief[level]
         return _tokens(self._chances.table[level][:most])
 
-    def observe(self, verified: int, accepted: int) -> None:
-        """Learn from one verify."""
-        if not verified:
+    def observe(self, verified: int, accepted: int, held_back: float | None = None) -> None:
+        """Learn from one verify; `held_back` is the chance of a proposal that was left out for it,
+        without which the text would look better than it is."""
+        if not verified and held_back is None:
             return self.pass_over()
         tokens = self.tokens(min(accepted + 1, verified))
         belief = []
         for share, row in zip(self._belief, self._chances.table, strict=True):
             for depth in range(accepted):
                 share *= row[depth]
-            belief.append(share * (1 - row[accepted]) if accepted < verified else share)
+            if accepted < verified:
+                share *= 1 - row[accepted]
+            elif held_back is not None:
+                share *= row[verified] ** held_back * (1 - row[verified]) ** (1 - held_back)
+            belief.append(share)
         reached = [b - a for a, b in zip([0.0, *tokens], tokens, strict=False)]
         for depth in range(len(tokens) - 1):
             chance = reached[depth + 1] / reached[depth]

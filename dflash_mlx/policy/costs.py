@@ -8,14 +8,14 @@ from dflash_mlx.policy.protocol import Cycle, Kind
 GUESS = 0.2  # plain steps; a further row on a machine that nobody timed, and half of a draft
 DOUBT = 0.35  # log; how far the guess may be off for the draft, and for every doubling of the rows
 DETOUR = 0.1  # log; what reading, entry and exit add to a lap, and how far that may be off
-NEW_LEVEL = 0.1  # of DOUBT's variance; what a context of twice the length brings back
+SECOND_HAND = 0.15  # of DOUBT's variance; left by another process, or half the context
 PACE_DRIFT = 0.05  # log a lap; a load that doubles all times is followed within ten laps or so
-OWN_DRIFT = 0.015  # log a lap; what one length's cost may wander against the others'
+OWN_DRIFT = 0.005  # log a lap; what one length's cost may wander against the others'
 FIRST_NOISE = 0.3  # log; how laps scatter, before they have shown it
 LEAST_NOISE = 0.02  # log; no machine is steadier
 BUSY = 0.2  # log; laps that scatter more, or are slower by more, are of a busy moment
 SURPRISE = 2.0  # standard deviations; a lap further out is a spike, and counts as this far out
-LEAST_DRAFT = 0.03  # plain steps; no draft's forward costs less
+LEAST_DRAFT = 0.05  # plain steps; no draft's forward costs less
 SLOWLY = 0.05  # share by which noise, depths and what reading gains follow what is seen
 
 
@@ -34,8 +34,9 @@ class Costs:
         self.most, self.frozen = most, False
         self.reach = 0  # the most proposals that a timed cycle verified
         self.timed = 0  # drafted laps
+        self.last = 0  # proposals of the latest of them
         self.noise = FIRST_NOISE
-        self._paced = self._kept = False
+        self._paced = self._kept = self._first = False
         self._read, self._entry, self._exit = range(most + 2, most + 5)
         self._mean = [0.0, *(log(1 + GUESS * (1 + m / 2)) for m in range(most + 1)), *[DETOUR] * 3]
         self._var = [[0.0] * len(self._mean) for _ in self._mean]
@@ -64,8 +65,8 @@ class Costs:
         costs._mean[: len(cycle) + 1] = [log(plain), *(log(c / plain) for c in cycle)]
         costs._mean[costs._read] = log(1 + reading / cycle[len(cycle) // 2])
         costs._kept, costs.frozen, costs.reach = True, frozen, costs.most
-        if frozen:
-            costs._var = [[0.0] * len(row) for row in costs._var]
+        share = 0.0 if frozen else SECOND_HAND
+        costs._var = [[share * v for v in row] for row in costs._var]
         return costs
 
     def near(self, doublings: int) -> "Costs":
@@ -75,7 +76,7 @@ class Costs:
         costs = Costs(self.most)
         costs._mean, costs._var = list(self._mean), [list(row) for row in self._var]
         costs.noise = self.noise
-        costs._doubt(NEW_LEVEL * doublings)
+        costs._doubt(SECOND_HAND * doublings)
         return costs
 
     def observe(self, cycle: Cycle) -> None:
@@ -85,7 +86,8 @@ class Costs:
             return
         parts = [0]
         if cycle.drafted:
-            self.reach, self.timed = max(self.reach, cycle.verified), self.timed + 1
+            self.last, self.timed = cycle.verified, self.timed + 1
+            self.reach = max(self.reach, self.last)
             parts += [1 + cycle.verified, self._read] if cycle.read else [1 + cycle.verified]
         if kind is Kind.ENTRY:
             # How much of the plain step is in it depends on how far ahead the device queues.
@@ -104,13 +106,17 @@ class Costs:
         column = [sum(row[i] for i in parts) for row in var]
         spread = sqrt(sum(column[i] for i in parts) + self.noise**2)
         z = (seen - sum(mean[i] for i in parts)) / spread
-        if self._kept and self._paced and len(parts) > 1:
+        drafted = 0 < parts[-1] <= self.most + 1 or len(parts) > 2
+        if self._kept and self._paced and drafted != self._first:
             self._kept = False
             if abs(z) > SURPRISE:
                 new = Costs(self.most)
                 mean[1:], self._var = new._mean[1:], new._var
-                self._var[0][0] = self.noise**2
+                # What paced the machine says so without kept costs only of plain steps.
+                self._var[0][0], self._paced = self.noise**2, drafted
                 return self._update(parts, seen)
+        if not self._paced:
+            self._first = drafted
         self._paced = True
         # The noise at which a third of all laps lies further out than one standard deviation.
         self.noise = max(self.noise * exp(SLOWLY * ((abs(z) > 1) - 0.32)), LEAST_NOISE)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dflash_mlx.files import replace_file
-from dflash_mlx.policy.costs import BUSY
+from dflash_mlx.policy.costs import BUSY, LEAST_DRAFT
 
 Seconds = tuple[float, tuple[float, ...], float]  # a plain step, cycles by proposals, reading
 
@@ -69,6 +69,6 @@ def _seconds(entry: dict[str, Any], most: int) -> Seconds:
     # A plain step is a part of every cycle, and fewer rows are a part of more.
     if any(b < a * (1 - BUSY) for a, b in pairwise(times)):
         raise ValueError
-    if any(b > CLIFF * a for a, b in pairwise(cycle)):
+    if cycle[-1] < plain * (1 + LEAST_DRAFT) or any(b > CLIFF * a for a, b in pairwise(cycle)):
         raise ValueError
     return plain, cycle, reading

@@ -51,10 +51,13 @@ class Policy(Protocol):
     one is chosen first, as the device must not wait for the host: it is observed between that
     `choose` and the `narrow` that follows. The last cycle may never be observed.
 
-    `learns` says whether `observe` is to be called at all.
+    Attributes:
+        learns: whether `observe` is to be called at all.
+        reason: why it has stopped drafting, as half a sentence; None where it has not.
     """
 
     learns: bool
+    reason: str | None
 
     def choose(self, most: int, context: int) -> int:
         """Proposals to draft now, 0 … most, with `context` tokens in the target's cache; 0 is a
@@ -75,6 +78,7 @@ class FixedLength:
     """Always the same number of proposals; 0 is plain decoding."""
 
     learns = False
+    reason: str | None = None
 
     def __init__(self, length: int):
         self.length = self._count = length
