@@ -105,7 +105,8 @@ def write_tokenizer(folder: Path, words: list[str]) -> None:
     longest = sorted((w for w in words if w not in SPECIALS), key=len, reverse=True)
     pattern = "|".join(_escape(w) for w in longest)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    # Byte fallback does nothing here; llguidance takes its cue from it.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([word for word in SPECIALS if word in words])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {

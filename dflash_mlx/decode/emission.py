@@ -31,6 +31,7 @@ class Emission:
         context: tokens in the target's cache when the forward began.
         confidence: of all proposals drafted, [>= proposed], where the draft says.
         read: whether the host read the confidence before it queued the verify.
+        forced: whether a guide put proposals of its own in, which tell nothing about the draft.
     """
 
     tokens: mx.array | list[int]
@@ -42,6 +43,7 @@ class Emission:
     context: int = 0
     confidence: mx.array | None = None
     read: bool = False
+    forced: bool = False
 
     @property
     def known(self) -> list[int] | None:

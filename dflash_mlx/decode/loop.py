@@ -13,11 +13,17 @@ from mlx_lm.generate import (
 )
 from mlx_lm.sample_utils import greedy_sampler
 
-from dflash_mlx.decode.acceptance import LogitsProcessor, acceptance_rule, log_probabilities
+from dflash_mlx.decode.acceptance import (
+    LogitsProcessor,
+    acceptance_rule,
+    log_probabilities,
+    read,
+)
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.emission import Emission, Token
 from dflash_mlx.decode.feed import ContextFeed
+from dflash_mlx.decode.guide import Guide, restrict
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.decode.phases import phase
 from dflash_mlx.decode.plain import KeyedChoice, plain_choice
@@ -36,7 +42,7 @@ class Options:
 
     `sample_proposals` draws proposals from the draft's own distribution where the sampler is from
     our `make_sampler`; otherwise they are the draft's likeliest tokens. None leaves it to the
-    draft. `random_state` is what such a sampler draws from.
+    draft. `random_state` is what such a sampler draws from. `guide` rules what the text may be.
     """
 
     max_tokens: int = 256
@@ -50,6 +56,7 @@ class Options:
     prompt_progress_callback: Callable[[int, int], None] = lambda done, total: None
     sample_proposals: bool | None = None
     random_state: RandomState = field(default_factory=ThreadState)
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True)
@@ -96,10 +103,10 @@ class Decoder:
         self._interrupts = Interrupts()
         self._clock = clock or CycleClock()
         self._transaction: Transaction | None = None
-        self._verified = 0
+        self._verified = self._most = 0
         self._taken = False
         # Tokens in the target's caches, and where a plain mlx_lm cache began.
-        self._rows = self._history_start = len(cache.tokens)
+        self._rows = self._history_start = self._text_start = len(cache.tokens)
         self._shift = cache.context.offset - self._rows
 
     def run(self, prompt: list[int], refill: Sequence[int] = ()) -> Generator[Token, None, None]:
@@ -133,6 +140,7 @@ class Decoder:
                     self.cache.prompt_begin = None
                 yield from self._prefill([*refill, *prompt])
                 self.cache.tokens.append(prompt[-1])
+                self._text_start = len(self.cache.tokens)
                 waiting = self.plain_forward(mx.array(prompt[-1:]))
                 waiting.forwards = 0
                 total = len(refill) + len(prompt)
@@ -144,7 +152,8 @@ class Decoder:
                     proposals = following = None
                     with phase("choice"):
                         self._learn(waiting)
-                        count = self.policy.choose(self._most_proposals(waiting), self._rows)
+                        self._most = self._most_proposals(waiting)
+                        count = self.policy.choose(self._most, self._rows)
                     if count:
                         self.cache.context.before = self._before(waiting)
                         proposals = self.propose(anchor, count)
@@ -160,7 +169,7 @@ class Decoder:
                     if proposals is not None:
                         waiting = self.judge(anchor, proposals)
                     else:
-                        waiting = following or self.plain_forward(anchor)
+                        waiting = following or self.forced(anchor) or self.plain_forward(anchor)
                     anchor = waiting.last
             finally:
                 self.close()
@@ -242,10 +251,46 @@ class Decoder:
 
         with phase("choice"):
             m = self.policy.narrow(confidences)
-        judged = self.verify(anchor, proposals.first(m)) if m else self.plain_forward(anchor)
-        judged.drafted, judged.context = proposals.tokens.size, context
+        wanted, forced = self._revised(proposals.first(m))
+        some = wanted.tokens.size
+        judged = self.verify(anchor, wanted) if some else self.plain_forward(anchor)
+        judged.drafted, judged.context, judged.forced = proposals.tokens.size, context, forced
         judged.confidence, judged.read = confidence, read
         return judged
+
+    def forced(self, anchor: mx.array) -> Emission | None:
+        """Verify what a guide leaves no choice about, without a draft; None where it leaves one."""
+        if self.options.guide is None:
+            return None
+        wanted, forced = self._revised(Proposals(mx.zeros(0, mx.int32)))
+        if not forced:
+            return None
+        context = self._rows
+        judged = self.verify(anchor, wanted)
+        judged.context, judged.forced = context, True
+        return judged
+
+    @phase("guide")
+    def _revised(self, proposals: Proposals) -> tuple[Proposals, bool]:
+        """Proposals as a guide wants them, and whether it put some of its own in."""
+        guide = self.options.guide
+        if guide is None:
+            return proposals, False
+        guide.follow(self.cache.tokens[self._text_start :])
+        with self._cycle():
+            proposed = read(proposals.tokens)
+        tokens, forced = guide.revise(proposed, self._most)
+        return Proposals(mx.array(tokens, mx.int32)), forced
+
+    @phase("guide")
+    def _restricted(self, logits: mx.array, proposed: Sequence[int] = ()) -> mx.array:
+        """Logits [n, V], being computed, without what a guide does not allow."""
+        guide = self.options.guide
+        if guide is None:
+            return logits
+        _queue(logits)
+        guide.follow(self.cache.tokens[self._text_start :])
+        return restrict(logits, guide.allowed(proposed))
 
     @phase("verify")
     def verify(self, anchor: mx.array, proposals: Proposals) -> Emission:
@@ -256,7 +301,10 @@ class Decoder:
             logits, features = self._transaction.forward(block[None], self._taps)
             _queue(logits, features)
             with phase("accept"):
-                verdict = self._rule.judge(logits[0], proposals, self._history(anchor))
+                rows = logits[0]
+                if self.options.guide is not None:
+                    rows = self._restricted(rows, read(proposals.tokens))
+                verdict = self._rule.judge(rows, proposals, self._history(anchor))
                 self._verified = verdict.accepted + 1
                 self._feed.add(_rows(features, self._verified), self._verified)
             return Emission(
@@ -268,7 +316,7 @@ class Decoder:
         """One plain step of the target, queued and not read."""
         with self._cycle():
             history = self._history(anchor)
-            logits = self._forward(anchor, self._taps)[:, -1]
+            logits = self._restricted(self._forward(anchor, self._taps)[:, -1])
             for process in self.options.logits_processors:
                 logits = process(cast(mx.array, history), logits)
             logprobs = log_probabilities(logits)
@@ -359,6 +407,8 @@ class Decoder:
         """Tell the policy how a cycle went, as soon as its tokens are known."""
         if not self.policy.learns or (waiting.known is None and not read):
             return
+        if self.options.guide is not None:
+            self._clock.spoil()  # a guide takes time of its own
         lap = self._clock.lap(waiting.drafted > 0, followed)
         if waiting.forwards:
             self.policy.observe(
@@ -366,8 +416,8 @@ class Decoder:
                     waiting.context,
                     lap,
                     waiting.drafted,
-                    waiting.proposed,
-                    waiting.accepted,
+                    0 if waiting.forced else waiting.proposed,
+                    0 if waiting.forced else waiting.accepted,
                     _floats(waiting.confidence),
                     waiting.read,
                 )
@@ -419,6 +469,9 @@ class Decoder:
         return known[-2] if len(known) > 1 else self.cache.tokens[-1]
 
     def _continues(self, waiting: Emission) -> bool:
+        """Whether a plain step is worth queuing before the tokens that wait are known."""
+        if self.options.guide is not None:
+            return False
         return self.keep_cache or self._room(waiting) > 0
 
     def _most_proposals(self, waiting: Emission) -> int:

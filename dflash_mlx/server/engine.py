@@ -20,6 +20,7 @@ from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.server.job import Busy, Failed, Figures, Finished, Job, Ticket, TooLong
 from dflash_mlx.server.memory import Memory, OutOfMemory
 from dflash_mlx.server.scheduler import Scheduler
+from dflash_mlx.server.structured import Grammars
 from dflash_mlx.server.turns import Listener, Sequence
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,8 @@ class Engine:
             DFlashError: something in the job cannot be meant, or the engine has ended.
         """
         self._check(job)
-        ticket = Ticket(job, self._wake)
+        guide = None if job.grammar is None else self._grammars.guide(job.grammar)
+        ticket = Ticket(job, self._wake, guide)
         with self._changed:
             if self._closing or not self.alive:
                 raise DFlashError("The engine has ended; start the server again.")
@@ -182,8 +184,6 @@ class Engine:
             raise DFlashError(
                 f"max_tokens is {job.max_tokens}; give at least 1, or -1 for no limit."
             )
-        if job.grammar is not None:
-            raise DFlashError("Structured output cannot be had from this engine yet.")
         # Out of the embedding's range MLX reads whatever memory is there.
         vocabulary = self.model.view.vocab_size
         ids = (*job.prompt, *(token for token, _ in job.sampling.logit_bias))
@@ -217,6 +217,7 @@ class Engine:
         try:
             self.model, self.tokenizer = self._load()
             self._memory = Memory(self.model, self._options, self.cache_bytes)
+            self._grammars = Grammars(self.tokenizer, self.model.view.vocab_size)
             self.alive = True
         except BaseException as error:
             self._problem = error

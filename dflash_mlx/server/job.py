@@ -10,7 +10,7 @@ from mlx_lm.sample_utils import make_logits_processors
 
 from dflash_mlx.decode import LogitsProcessor, Sampler, make_sampler
 from dflash_mlx.errors import DFlashError
-from dflash_mlx.server.structured import Grammar
+from dflash_mlx.server.structured import Grammar, GrammarGuide
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ class TooLong(DFlashError):
 class Ticket:
     """A submitted request, as its owner holds it. All methods may be called from any thread."""
 
-    def __init__(self, job: Job, wake: Callable[[], None]):
-        self.job = job
+    def __init__(self, job: Job, wake: Callable[[], None], guide: GrammarGuide | None = None):
+        self.job, self.guide = job, guide
         self.cancelled = False
         self.stop_at: int | None = None
         self._wake = wake

@@ -1,5 +1,6 @@
 """One request while it runs, in turns: a prefill chunk or a cycle each."""
 
+import secrets
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -13,7 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from dflash_mlx.api import make_decoder
 from dflash_mlx.conversation.positions import max_positions
 from dflash_mlx.conversation.prefixes import Lease, Parting
-from dflash_mlx.decode import Decoder, Options, Prefilled, PromptCache, Token
+from dflash_mlx.decode import Decoder, Options, OwnState, Prefilled, PromptCache, Token
 from dflash_mlx.server.job import (
     EmittedToken,
     Figures,
@@ -132,12 +133,15 @@ class Sequence:
 
     def _settle(self, job: Job) -> Options:
         sampling = job.sampling
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         return replace(
             self._options,
             max_tokens=self._room(job),
             stop_tokens=self._options.stop_tokens if job.stop_tokens is None else job.stop_tokens,
             sampler=sampling.sampler(),
             logits_processors=tuple(sampling.processors()),
+            random_state=OwnState(seed),
+            guide=self.ticket.guide,
         )
 
     def _room(self, job: Job) -> int:
