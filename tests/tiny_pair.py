@@ -120,7 +120,7 @@ def write_tokenizer(folder: Path, words: list[str]) -> None:
 
 
 def _escape(word: str) -> str:
-    return "".join(c if c.isalnum() or c in " \n" else f"\\{c}" for c in word)
+    return "".join(c if c.isalnum() or c in " \n<>'`" else f"\\{c}" for c in word)
 
 
 def write_draft(folder: Path, vocab_size: int, **changes: Any) -> None:
