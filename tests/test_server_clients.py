@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import openai
 import pytest
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
 
 from dflash_mlx import load
 from dflash_mlx.conversation import Template
@@ -147,3 +149,32 @@ def test_langchain(address) -> None:
     assert streamed.tool_calls[0]["args"] == ARGUMENTS
     history = [("user", "Hello"), answer, weather.invoke(answer.tool_calls[0])]
     assert bound.invoke(history).content == ANSWER
+
+
+class Place(BaseModel):
+    city: Literal["Oslo", "Rome"]
+
+
+def test_structured_output(tmp_path) -> None:
+    # A target of chance would write spaces for ever, which JSON allows.
+    with served(*write_tool_pair(tmp_path, answer='{"city": "Rome"}')) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        answer = client.chat.completions.parse(model="x", messages=ASK, response_format=Place)
+        assert answer.choices[0].message.parsed == Place(city="Rome")
+        read = client.responses.parse(model="x", input=ASK, text_format=Place)
+        assert read.output_parsed == Place(city="Rome")
+        chat: Any = ChatOpenAI(base_url=f"{address}/v1", api_key="none", model="x")
+        bound = chat.with_structured_output(Place, method="json_schema")
+        assert bound.invoke("Hello") == Place(city="Rome")
+        regex = {"guided_regex": "[A-C]{3}"}
+        matched = client.chat.completions.create(model="x", messages=ASK, extra_body=regex)
+        assert re.fullmatch("[A-C]{3}", matched.choices[0].message.content)
+        grammar = {"guided_grammar": 'start: "yes" | "no"'}
+        derived = client.completions.create(model="x", prompt="~", extra_body=grammar)
+        assert derived.choices[0].text in ("yes", "no")
+        for wrong in ({"guided_regex": "("}, {"guided_grammar": "start"}, {**regex, **grammar}):
+            with pytest.raises(openai.BadRequestError):
+                client.chat.completions.create(model="x", messages=ASK, extra_body=wrong)
+        both: Any = {"messages": ASK, "tools": [WEATHER], "extra_body": regex}
+        with pytest.raises(openai.BadRequestError, match="leave one out"):
+            client.chat.completions.create(model="x", **both)
