@@ -12,7 +12,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from dflash_mlx.checkpoint import read_draft
+from dflash_mlx.checkpoint import packaging_of, read_draft
 from dflash_mlx.convert.card import write_card
 from dflash_mlx.convert.check import check_before, check_drafts
 from dflash_mlx.convert.files import (
@@ -26,7 +26,7 @@ from dflash_mlx.convert.report import LayerReport, Report
 from dflash_mlx.convert.task import Task
 from dflash_mlx.draft import DraftConfig
 from dflash_mlx.draft.dtype import parameters
-from dflash_mlx.draft.formats import Packaging, recognise
+from dflash_mlx.draft.formats import Packaging
 from dflash_mlx.draft.quantize import (
     Quantization,
     linear_layers,
@@ -88,7 +88,7 @@ def convert(
     if check is not None:
         check_before(check)
     mx.reset_peak_memory()
-    packaging = recognise(read_config(source))
+    packaging = packaging_of(read_config(source), draft)
     pieces, report, after, block = _plan(source, task, str(draft), str(output), packaging, rows)
     if dry_run:
         return report

@@ -1,6 +1,7 @@
 """A draft, loaded from a model directory or hub id."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -58,6 +59,20 @@ def load_draft(
     return draft
 
 
+def packaging_of(config: dict[str, Any], name: str | Path) -> Packaging:
+    """How a config.json's draft is packaged; `name` is what the user calls it.
+
+    Raises:
+        CheckpointError: it is no draft's, or of a format that is not supported.
+    """
+    if not is_draft_config(config) and not embeds_draft(config):
+        raise CheckpointError(
+            f"{name} is not a DFlash draft: its config.json has no dflash_config. If it is a "
+            "target, give it as the model."
+        )
+    return recognise(config)
+
+
 def read_draft(
     directory: Path, name: str | Path | None = None, rows: str | None = None
 ) -> DFlashDraft:
@@ -73,12 +88,7 @@ def read_draft(
             incomplete or contradictory.
     """
     raw = read_config(directory)
-    if not is_draft_config(raw) and not embeds_draft(raw):
-        raise CheckpointError(
-            f"{name or directory} is not a DFlash draft: its config.json has no dflash_config. If "
-            "it is a target, give it as the model."
-        )
-    packaging = recognise(raw)
+    packaging = packaging_of(raw, name or directory)
     tensors = packaging.translate(read_tensors(directory))
     if (directory / MASK_FILE).is_file() and "mask_embedding" not in tensors:
         tensors["mask_embedding"] = next(iter(read_torch_file(directory / MASK_FILE).values()))

@@ -13,4 +13,4 @@ for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
 
 # No wheel has the making of the demo pair; `tests/run` lays it beside the tests.
 if importlib.util.find_spec("dflash_mlx.demo.making") is None:
-    dflash_mlx.demo.__path__.append(str(Path(__file__).resolve().parents[1] / "demo"))
+    dflash_mlx.demo.__path__.append(str(Path(__file__).resolve().parents[1] / "demo_pair"))

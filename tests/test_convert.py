@@ -331,6 +331,8 @@ def test_one_shard_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = published.qwen3(256) | {"num_hidden_layers": 24, "layer_types": None}
     published.write(tmp_path / "source", config, shards=4)
     largest = 5 * 256 * 256 * 2
+    others = mx.get_active_memory()  # what earlier tests still hold
     report = convert(tmp_path / "source", tmp_path / "made", bits=8)
-    assert report.peak_memory < 1_000_000 + 2 * largest + 6 * 2**20
-    assert report.bytes_after > 2 * report.peak_memory
+    taken = report.peak_memory - others
+    assert taken < 1_000_000 + 2 * largest + 6 * 2**20
+    assert report.bytes_after > 2 * taken

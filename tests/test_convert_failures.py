@@ -262,7 +262,7 @@ def test_a_config_that_lost_the_quantization_is_not_kept(
 ) -> None:
     monkeypatch.setattr(
         "dflash_mlx.convert.conversion.quantization_block",
-        lambda draft: {"group_size": 64, "bits": 8, "mode": "affine"},
+        lambda draft, packaging: {"group_size": 64, "bits": 8, "mode": "affine"},
     )
     with pytest.raises(CheckpointError):
         convert(source, tmp_path / "made", bits=4)

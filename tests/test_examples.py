@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx_lm
 import pytest
-from mlx_lm.sample_utils import make_sampler
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from dflash_mlx.demo import demo_paths
 
@@ -45,13 +45,20 @@ def test_the_chat_loop_answers_as_the_target_alone_would(plain):
 
 def test_processors_change_the_text_as_in_mlx_lm(plain):
     model, tokenizer = plain
-    texts = output("logits_processors.py")
     prompt = prompt_of(tokenizer, "Hello, I am Mira from Tolvek.")
-    mx.random.seed(7)
-    sampler = make_sampler(0.7, top_p=0.95)
-    first = mlx_lm.generate(model, tokenizer, prompt, max_tokens=60, sampler=sampler)
-    assert texts.startswith(f"{first}\n")
-    assert "," not in texts.split("\n", 1)[1].rsplit("\n", 2)[0]
+    comma = tokenizer.encode(",", add_special_tokens=False)[-1]
+
+    def no_commas(tokens, logits):
+        logits[:, comma] = -float("inf")
+        return logits
+
+    texts = []
+    for processors in ([], [no_commas], make_logits_processors(repetition_penalty=1.3)):
+        mx.random.seed(7)
+        options = {"sampler": make_sampler(0.7, top_p=0.95), "logits_processors": processors}
+        texts.append(mlx_lm.generate(model, tokenizer, prompt, max_tokens=60, **options))
+    assert len(set(texts)) == 3
+    assert output("logits_processors.py") == "".join(f"{text}\n" for text in texts)
 
 
 def test_every_turn_runs_only_what_is_new(plain):

@@ -205,6 +205,7 @@ class _Response:
         self.prompt_tokens, self.finish_reason, self.peak_memory = 1, None, 0.0
         self.target_forwards = self.proposed = self.accepted = 0
         self.acceptance_length = self.verify_length = self.plain_share = 0.0
+        self.drafting_off = None
 
 
 def test_structural_markers_of_a_tokenizer_are_left_out_too() -> None:
