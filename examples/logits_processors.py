@@ -26,7 +26,7 @@ def main() -> None:
         logits[:, comma] = -float("inf")
         return logits
 
-    for processors in ([], [no_commas], make_logits_processors(repetition_penalty=1.3)):
+    for processors in ([], [no_commas], make_logits_processors(repetition_penalty=1.5)):
         mx.random.seed(7)
         text = generate(
             model,

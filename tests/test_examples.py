@@ -53,7 +53,7 @@ def test_processors_change_the_text_as_in_mlx_lm(plain):
         return logits
 
     texts = []
-    for processors in ([], [no_commas], make_logits_processors(repetition_penalty=1.3)):
+    for processors in ([], [no_commas], make_logits_processors(repetition_penalty=1.5)):
         mx.random.seed(7)
         options = {"sampler": make_sampler(0.7, top_p=0.95), "logits_processors": processors}
         texts.append(mlx_lm.generate(model, tokenizer, prompt, max_tokens=60, **options))
