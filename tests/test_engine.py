@@ -1,5 +1,6 @@
 """The engine: what it emits is what `stream_generate` emits, whoever else is there."""
 
+import queue
 import threading
 import time
 from itertools import pairwise
@@ -12,7 +13,7 @@ from dflash_mlx.decode import Prefilled
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.server.engine import Engine
 from dflash_mlx.server.job import Busy, Failed, Finished, Job, Sampling, Started, Tokens, TooLong
-from tests.engine_client import Client, answer
+from tests.engine_client import LIMIT, Client, answer
 from tests.tiny_pair import write_pair
 
 TOKENS = 40
@@ -116,6 +117,21 @@ def test_cancelling(engine, pair):
     for client in running:
         client.ticket.cancel()
         client.end()
+
+
+def test_the_only_one_leaves_the_queue_before_its_first_turn(engine, pair):
+    left: queue.Queue[Client] = queue.Queue()
+
+    def listener(event):  # called by the worker, which cannot take the next job meanwhile
+        if isinstance(event, Finished):
+            client = Client(engine, Job(prompt(2), TOKENS))
+            client.ticket.cancel()
+            left.put(client)
+
+    engine.submit(Job(prompt(1), 1), listener)
+    event = left.get(timeout=LIMIT).end()
+    assert isinstance(event, Finished) and event.reason == "cancelled"
+    assert answer(engine, Job(prompt(1), TOKENS)) == expected(pair, 1)
 
 
 def test_cancelling_a_prefill_within_a_chunk(engine):

@@ -227,7 +227,8 @@ class Engine:
         try:
             with wired_limit(self.model.target, [cast(mx.Stream, generation_stream)]):
                 while self._admit():
-                    self._turn()
+                    if self._scheduler.sequences:
+                        self._turn()
         finally:
             self.alive = False
             self._end_all()
