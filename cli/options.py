@@ -202,8 +202,8 @@ Seed = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Seed of the random numbers. Sampled text comes again only with a fixed "
-        "--verify-length, since auto decides by the clock how many numbers are drawn.",
+        help="Seed of the random numbers; the text is the one that mlx_lm draws with it, whatever "
+        "--verify-length is.",
         show_default=False,
         rich_help_panel=_SAMPLING,
     ),

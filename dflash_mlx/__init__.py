@@ -10,7 +10,7 @@ _clone = Path(__file__).resolve().parent.parent
 if (_clone / "pyproject.toml").is_file() and (_clone / "cli" / "__init__.py").is_file():
     __path__.append(str(_clone))
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # transformers asks for the working directory as it is imported, and mlx-lm imports it.
 try:
