@@ -172,16 +172,16 @@ def bench(
     sides = _kernel_sides(kernels) if kernels else None
     questions = read_questions(prompts) if prompts else None
     pair = options.Pair(
-        model,
-        draft,
-        revision,
-        draft_revision,
-        adapter_path,
-        trust_remote_code,
-        tuple(extra_eos_token or ()),
-        draft_bits,
-        draft_window,
-        draft_rows,
+        model=model,
+        draft=draft,
+        revision=revision,
+        draft_revision=draft_revision,
+        adapter_path=adapter_path,
+        trust_remote_code=trust_remote_code,
+        extra_eos_tokens=tuple(extra_eos_token or ()),
+        draft_bits=draft_bits,
+        draft_window=draft_window,
+        draft_rows=draft_rows,
     )
     loaded = load_pair(pair)
     template = loaded.template(system_prompt, think, chat_template_config, ignore_chat_template)

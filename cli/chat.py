@@ -61,18 +61,19 @@ def chat(
     """Talk with a model over several turns; /help lists what else can be typed."""
     loaded = load_pair(
         options.Pair(
-            model,
-            draft,
-            revision,
-            draft_revision,
-            adapter_path,
-            trust_remote_code,
-            tuple(extra_eos_token or ()),
-            draft_bits,
-            draft_window,
-            draft_rows,
+            model=model,
+            draft=draft,
+            revision=revision,
+            draft_revision=draft_revision,
+            adapter_path=adapter_path,
+            trust_remote_code=trust_remote_code,
+            extra_eos_tokens=tuple(extra_eos_token or ()),
+            draft_bits=draft_bits,
+            draft_window=draft_window,
+            draft_rows=draft_rows,
         ),
         seed,
+        plainly=verify_length == 0,
     )
     template = loaded.template(system_prompt, think, chat_template_config)
     if template.plain:

@@ -64,18 +64,19 @@ def generate(
     text = read_prompt(prompt)
     loaded = load_pair(
         options.Pair(
-            model,
-            draft,
-            revision,
-            draft_revision,
-            adapter_path,
-            trust_remote_code,
-            tuple(extra_eos_token or ()),
-            draft_bits,
-            draft_window,
-            draft_rows,
+            model=model,
+            draft=draft,
+            revision=revision,
+            draft_revision=draft_revision,
+            adapter_path=adapter_path,
+            trust_remote_code=trust_remote_code,
+            extra_eos_tokens=tuple(extra_eos_token or ()),
+            draft_bits=draft_bits,
+            draft_window=draft_window,
+            draft_rows=draft_rows,
         ),
         seed,
+        plainly=verify_length == 0,
     )
     template = loaded.template(system_prompt, think, chat_template_config, ignore_chat_template)
     tokens = template.render([{"role": "user", "content": text}], prefill_response)

@@ -16,10 +16,11 @@ from dflash_mlx.api import load
 from dflash_mlx.cli.options import Pair
 from dflash_mlx.cli.screen import note, working
 from dflash_mlx.conversation import Template
-from dflash_mlx.errors import DFlashError
+from dflash_mlx.errors import DFlashError, NoDraftKnown
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.published import find_pair, thinks
 from dflash_mlx.repository import resolve
+from dflash_mlx.target_checkpoint import load_target
 
 NO_THINKING = "The chat template says nothing of thinking, so this may change nothing."
 
@@ -30,7 +31,7 @@ class Loaded:
 
     Attributes:
         model, tokenizer: as `load` returns them.
-        target, draft: their names as the user knows them.
+        target, draft: their names as the user knows them; "no draft" where there is none.
         thinks: whether the draft was trained on texts with thinking.
         demo: whether it is the embedded pair.
     """
@@ -59,13 +60,20 @@ class Loaded:
         return template
 
 
-def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
+def load_pair(pair: Pair, seed: int | None = None, *, plainly: bool = False) -> Loaded:
     """Find, fetch and load a target and its draft.
+
+    Args:
+        pair: which.
+        seed: of MLX's random state; None leaves it.
+        plainly: whether nothing will be drafted, so that a target without a known draft will do.
 
     Raises:
         DFlashError: as `dflash_mlx.load`, or an extra end token that the tokenizer lacks.
     """
     demo = pair.model is None
+    draft: str | None
+    draft_path: Path | None
     if pair.model is None:
         from dflash_mlx.demo import demo_paths
 
@@ -76,33 +84,49 @@ def load_pair(pair: Pair, seed: int | None = None) -> Loaded:
         note("No --model given: this is the small demo pair that comes with dflash-mlx.")
     else:
         target = pair.model
-        if pair.draft is None:
-            pair_of_target = find_pair(target)
-            draft = pair_of_target.draft
-            others = ", ".join(pair_of_target.others)
-            note(
-                f"Draft for {target}: {draft}"
-                + (f" (--draft takes {others} too)" if others else "")
-            )
-        else:
-            draft = pair.draft
+        draft = _published(target, plainly) if pair.draft is None else pair.draft
         target_path = _fetch(target, pair.revision)
-        draft_path = _fetch(draft, pair.draft_revision, draft=True)
+        draft_path = None
+        if draft is not None:
+            draft_path = _fetch(draft, pair.draft_revision, draft=True)
     with working(f"Loading {target}"):
-        model, tokenizer = load(
-            target_path,
-            draft_path,
-            draft_bits=pair.draft_bits,
-            draft_window=pair.draft_window,
-            draft_rows=pair.draft_rows,
-            adapter_path=pair.adapter_path,
-            trust_remote_code=pair.trust_remote_code,
-        )
+        if draft_path is None:
+            plain, tokenizer = load_target(
+                target_path,
+                adapter_path=pair.adapter_path,
+                trust_remote_code=pair.trust_remote_code,
+            )
+            model = SpeculativeModel(plain, None)
+        else:
+            model, tokenizer = load(
+                target_path,
+                draft_path,
+                draft_bits=pair.draft_bits,
+                draft_window=pair.draft_window,
+                draft_rows=pair.draft_rows,
+                adapter_path=pair.adapter_path,
+                trust_remote_code=pair.trust_remote_code,
+            )
     for token in pair.extra_eos_tokens:
         _add_end(tokenizer, token)
     if seed is not None:
         mx.random.seed(seed)
-    return Loaded(model, tokenizer, target, draft, demo or thinks(target, draft), demo)
+    thinking = demo or draft is None or thinks(target, draft)
+    return Loaded(model, tokenizer, target, draft or "no draft", thinking, demo)
+
+
+def _published(target: str, plainly: bool) -> str | None:
+    """The draft published for a target, and a word about it; None where plain decoding will do."""
+    try:
+        pair = find_pair(target)
+    except NoDraftKnown:
+        if not plainly:
+            raise
+        note(f"No draft is known for {target}; it decodes plainly. dflash-mlx train makes one.")
+        return None
+    others = ", ".join(pair.others)
+    note(f"Draft for {target}: {pair.draft}" + (f" (--draft takes {others} too)" if others else ""))
+    return pair.draft
 
 
 @contextmanager

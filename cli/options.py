@@ -298,7 +298,7 @@ PrefillStepSize = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """Which target and draft, and how they are read."""
 

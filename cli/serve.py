@@ -135,16 +135,16 @@ def serve(
     protection = Protection(keys, local, tuple(cors_origin or ()))
     listening = listen(host, port)
     pair = options.Pair(
-        model,
-        draft,
-        revision,
-        draft_revision,
-        adapter_path,
-        trust_remote_code,
-        tuple(extra_eos_token or ()),
-        draft_bits,
-        draft_window,
-        draft_rows,
+        model=model,
+        draft=draft,
+        revision=revision,
+        draft_revision=draft_revision,
+        adapter_path=adapter_path,
+        trust_remote_code=trust_remote_code,
+        extra_eos_tokens=tuple(extra_eos_token or ()),
+        draft_bits=draft_bits,
+        draft_window=draft_window,
+        draft_rows=draft_rows,
     )
     loaded: list[Loaded] = []
 

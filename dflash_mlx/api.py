@@ -399,6 +399,11 @@ def _check_whole(name: str, value: Any, least: int) -> None:
 
 def _fixed_length(verify_length: int | str | None, most: int) -> int | None:
     """The number of proposals asked for; None where each cycle decides."""
+    if most == 0 and verify_length not in (None, 0, "off"):
+        raise DFlashError(
+            "There is no draft, so nothing can be drafted; give one, or turn drafting off with "
+            '--verify-length off (verify_length="off" in Python).'
+        )
     if verify_length is None:
         return most
     if verify_length in ("auto", "off"):

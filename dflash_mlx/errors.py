@@ -9,6 +9,10 @@ class CheckpointError(DFlashError):
     """A model directory or hub repository that cannot be read as what it should be."""
 
 
+class NoDraftKnown(CheckpointError):
+    """A target that no draft was published for, as far as its names tell."""
+
+
 class PairError(DFlashError):
     """A draft that does not fit the target it was given."""
 

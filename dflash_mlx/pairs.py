@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from dflash_mlx.decode.cache import PromptCache
-from dflash_mlx.draft import DFlashDraft
+from dflash_mlx.draft import DFlashDraft, NoDraft
 from dflash_mlx.errors import InvalidCache, PairError
 from dflash_mlx.policy import Learned
 from dflash_mlx.target import TargetView
@@ -22,24 +22,25 @@ class SpeculativeModel:
 
     Attributes:
         target: the mlx-lm model, the caller's own object; it stays usable with plain mlx_lm.
-        draft: the draft.
+        draft: the draft, or what stands for none.
         view: the target as DFlash sees it.
         learned: what generations with verify_length="auto" found out so far; None before the first.
     """
 
-    def __init__(self, target: nn.Module, draft: DFlashDraft):
-        """Pair the two.
+    def __init__(self, target: nn.Module, draft: DFlashDraft | None):
+        """Pair the two; without a draft there is verify_length="off" alone, plain decoding.
 
         Raises:
             PairError: the draft was not made for this target.
             UnsupportedTarget: the target's family cannot work.
         """
         self.target = target
-        self.draft = draft
+        self.draft = NoDraft() if draft is None else draft
         self.view = TargetView(target)
         self.learned: Learned | None = None
-        check_pair(self.view, draft)
-        for model in (target, draft):  # stand-ins need be no modules
+        if draft is not None:
+            check_pair(self.view, draft)
+        for model in (target, self.draft):  # stand-ins need be no modules
             if isinstance(model, nn.Module):
                 _compute_constants(model)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub.repocard import metadata_load
 
-from dflash_mlx.errors import CheckpointError
+from dflash_mlx.errors import CheckpointError, NoDraftKnown
 from dflash_mlx.repository import is_draft_config, local_directory, read_config
 
 
@@ -130,8 +130,8 @@ def find_pair(path_or_repo: str | Path) -> PublishedPair:
     config.json and README.md say it was made from.
 
     Raises:
-        CheckpointError: none is known, or the directory's names lead to several; the message
-            lists what is near.
+        NoDraftKnown: none is known; the message lists what is near.
+        CheckpointError: the directory's names lead to several.
     """
     names = list(dict.fromkeys(_names(path_or_repo)))
     found = list(dict.fromkeys(pair for name in names for pair in _pairs_named(name)))
@@ -149,9 +149,9 @@ def find_pair(path_or_repo: str | Path) -> PublishedPair:
         )
     near = _near(names)
     hint = f" Near it are {_listing(near)}." if near else ""
-    raise CheckpointError(
+    raise NoDraftKnown(
         f"No published draft is known for {path_or_repo}; name one with --draft (draft= in "
-        f"Python).{hint}"
+        f"Python), or train one with dflash-mlx train.{hint}"
     )
 
 

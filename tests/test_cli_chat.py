@@ -12,7 +12,7 @@ import pytest
 
 from dflash_mlx.cli.line_input import Typed, unfinished, without_fences
 from tests.command_line import PROGRAM, complaint, run
-from tests.tiny_pair import SENTENCE, write_pair
+from tests.tiny_pair import SENTENCE, write_pair, write_target
 
 THOUGHT = "<think> I wonder </think> Yes indeed."
 
@@ -357,3 +357,15 @@ def test_only_known_commands_at_the_start_are_commands(reciting, message, tmp_pa
 def test_commands_in_capitals_and_with_spaces_behind(reciting, message):
     result = run("chat", *reciting, stdin=f"{message}\nnever reached\n")
     assert result.exit_code == 0 and result.stdout == ""
+
+
+def test_a_target_without_a_draft_can_be_talked_with(tmp_path):
+    target = str(tmp_path / "model-nobody-knows")
+    write_target(Path(target))
+    assert "train one with dflash-mlx train" in complaint(run("chat", "-m", target), 1)
+    options = ["-m", target, "--max-tokens", "8", "--verify-length", "off"]
+    typed = "Hi\n/set verify_length 3\nHi\n/set verify_length off\nAgain\n"
+    result = run("chat", *options, stdin=typed)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("acceptance length 1.00 (verify 0.0, 100% plain)") == 2
+    assert "There is no draft, so nothing can be drafted" in result.stderr

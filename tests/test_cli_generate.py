@@ -344,3 +344,18 @@ def test_without_a_model_it_is_the_demo_pair():
     assert result.exit_code == 0
     assert "310" in result.stdout
     assert "demo pair" in result.stderr.splitlines()[0]
+
+
+def test_without_a_draft_it_decodes_plainly_when_asked_to(tmp_path):
+    target = str(tmp_path / "model-nobody-knows")
+    write_target(Path(target))
+    said = complaint(run("generate", "-p", "hello", "-m", target), 1)
+    assert "No published draft is known" in said
+    assert "train one with dflash-mlx train" in said
+    options = ["-m", target, "--max-tokens", "40", "--verify-length", "off"]
+    result = run("generate", "-p", "hello", *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == plain_text(target, "hello", 40) + "\n"
+    assert "No draft is known for" in result.stderr
+    assert "dflash-mlx train makes one" in result.stderr
+    assert "acceptance length 1.00 (verify 0.0, 100% plain)" in result.stderr

@@ -1,8 +1,17 @@
 """The draft model: configuration, layers, context memory, and the published formats."""
 
+from dflash_mlx.draft.absent import NoDraft
 from dflash_mlx.draft.config import DraftConfig
 from dflash_mlx.draft.context import Context, LayerGroup
 from dflash_mlx.draft.model import DFlashDraft
 from dflash_mlx.draft.proposals import Choice, Proposals
 
-__all__ = ["Choice", "Context", "DFlashDraft", "DraftConfig", "LayerGroup", "Proposals"]
+__all__ = [
+    "Choice",
+    "Context",
+    "DFlashDraft",
+    "DraftConfig",
+    "LayerGroup",
+    "NoDraft",
+    "Proposals",
+]
