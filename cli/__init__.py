@@ -1,5 +1,7 @@
 """The dflash-mlx command line."""
 
+import signal
+
 from dflash_mlx.cli.app import app
 from dflash_mlx.cli.bench import bench
 from dflash_mlx.cli.chat import chat
@@ -17,4 +19,6 @@ for command in (generate, chat, serve, launch, bench, models, train, convert, do
 
 def main() -> None:
     """The `dflash-mlx` command."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it is set while this is imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     app()

@@ -32,9 +32,10 @@ class Commands(TyperGroup):
         """Run a command line; without `standalone_mode`, return the exit code."""
         ready_streams()
         given = sys.argv[1:] if args is None else list(args)
-        debug = "--debug" in given
         # The group's own option, but people add it to the end of what has just failed.
-        given = [argument for argument in given if argument != "--debug"]
+        at_end = given[1:] and given[-1] == "--debug" and not _takes_value(given[-2])
+        debug = bool(at_end) or given[:1] == ["--debug"]
+        given = given[:-1] if at_end else given
         code = self._run(given, debug, prog_name=prog_name, complete_var=complete_var, **extra)
         if standalone_mode:
             sys.exit(code)
@@ -61,6 +62,16 @@ class Commands(TyperGroup):
                 else:
                     _say(explained(error) or _unexpected(error, debug))
             return 1
+
+
+def _takes_value(argument: str) -> bool:
+    """Whether what stands behind an argument is its value, in one of the commands."""
+    commands: Any = typer.main.get_command(app)
+    return any(
+        argument in option.opts and not getattr(option, "is_flag", True)
+        for command in commands.commands.values()
+        for option in command.params
+    )
 
 
 def _say(text: str) -> None:

@@ -217,7 +217,9 @@ def _between(low: float, high: float, kind: type) -> Callable[[str], Any]:
         except ValueError:
             value = None
         if value is None or not low <= value <= high:
-            most = "" if high == float("inf") else f" to {high:g}"
+            most = (
+                "" if high == float("inf") else f" to {high if kind is int else format(high, 'g')}"
+            )
             number = "a whole number" if kind is int else "a number"
             raise ValueError(f"it takes {number} from {low:g}{most}.")
         return value
@@ -226,11 +228,11 @@ def _between(low: float, high: float, kind: type) -> Callable[[str], Any]:
 
 
 _SETTINGS: dict[str, Callable[[str], Any]] = {
-    "temp": _between(0, float("inf"), float),
+    "temp": _between(0, 1e6, float),
     "top_p": _between(0, 1, float),
     "min_p": _between(0, 1, float),
-    "top_k": _between(0, float("inf"), int),
-    "seed": _between(0, float("inf"), int),
+    "top_k": _between(0, 2**31 - 1, int),
+    "seed": _between(0, 2**64 - 1, int),
     "max_tokens": lambda text: options.token_limit(_between(-1, float("inf"), int)(text)),
     "verify_length": options.verify_length,
 }

@@ -187,7 +187,9 @@ ExtraEosToken = Annotated[
 
 Temp = Annotated[
     float,
-    typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        min=0.0, max=1e6, help="Sampling temperature; 0 is greedy.", rich_help_panel=_SAMPLING
+    ),
 ]
 TopP = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Sampling top-p.", rich_help_panel=_SAMPLING)
@@ -196,12 +198,14 @@ MinP = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Sampling min-p.", rich_help_panel=_SAMPLING)
 ]
 TopK = Annotated[
-    int, typer.Option(min=0, help="Sampling top-k; 0 is off.", rich_help_panel=_SAMPLING)
+    int,
+    typer.Option(min=0, max=2**31 - 1, help="Sampling top-k; 0 is off.", rich_help_panel=_SAMPLING),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(
         min=0,
+        max=2**64 - 1,
         help="Seed of the random numbers; the text is the one that mlx_lm draws with it, whatever "
         "--verify-length is.",
         show_default=False,

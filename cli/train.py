@@ -187,7 +187,7 @@ def train(
         ),
     ] = None,
     seed: Annotated[
-        int, _option(_STEPS, "Seed of weights, order and anchors.", min=0)
+        int, _option(_STEPS, "Seed of weights, order and anchors.", min=0, max=2**64 - 1)
     ] = DEFAULT.seed,
     eval_every: Annotated[
         int, _option(_STEPS, "Steps between two measurements on held-out prompts.", min=1)

@@ -1,6 +1,7 @@
 """DFlash block-diffusion speculative decoding for mlx-lm models."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,12 +13,17 @@ if (_clone / "pyproject.toml").is_file() and (_clone / "cli" / "__init__.py").is
 
 __version__ = "0.2.0"
 
+# While a command's modules are imported Ctrl-C just ends it; `cli.main` handles it from then on.
+_is_command = Path(*sys.argv[:1]).name == "dflash-mlx"
+if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 # transformers asks for the working directory as it is imported, and mlx-lm imports it.
 try:
     os.getcwd()
 except FileNotFoundError:
     _gone = "The working directory has been removed; change to one that is there."
-    if Path(sys.argv[0]).name == "dflash-mlx":
+    if _is_command:
         sys.exit(f"dflash-mlx: {_gone}")
     raise FileNotFoundError(_gone) from None
 

@@ -22,7 +22,8 @@ from dflash_mlx.decode import (
     Sampler,
     costs_file,
 )
-from dflash_mlx.errors import DFlashError, said
+from dflash_mlx.decode.sampling import KeyedSampler
+from dflash_mlx.errors import DFlashError, InvalidCache, said
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.policy import AdaptiveLength, Costs, CostsFile, FixedLength, Learned
 from dflash_mlx.stop_strings import StopStrings
@@ -129,7 +130,12 @@ def load(
 
 
 def make_prompt_cache(model: SpeculativeModel) -> PromptCache:
-    """An empty cache to carry a conversation from call to call."""
+    """An empty cache to carry a conversation from call to call.
+
+    Raises:
+        DFlashError: this is no pair of target and draft.
+    """
+    _check_pair(model)
     return model.make_cache()
 
 
@@ -186,11 +192,7 @@ def stream_generate(
     Raises:
         DFlashError: an argument that cannot be meant.
     """
-    if not isinstance(model, SpeculativeModel):
-        raise DFlashError(
-            f"A pair of target and draft is needed, and this is a {type(model).__name__}; make one "
-            "with load or SpeculativeModel(target, draft)."
-        )
+    _check_pair(model)
     _check_whole("max_tokens", max_tokens, -1)
     _check_whole("prefill_step_size", prefill_step_size, 1)
     _check_whole("kv_group_size", kv_group_size, 1)
@@ -199,6 +201,15 @@ def stream_generate(
         raise DFlashError(f"kv_bits is {kv_bits!r}; give one of 2, 3, 4, 5, 6, 8, or None.")
     if kv_bits is not None and kv_group_size not in (32, 64, 128):
         raise DFlashError(f"kv_group_size is {kv_group_size}; give one of 32, 64, 128.")
+    processors = _checked_processors(logits_processors)
+    _check_callable("sampler", sampler)
+    _check_callable("prompt_progress_callback", prompt_progress_callback)
+    if not hasattr(tokenizer, "encode"):
+        raise DFlashError(
+            f"The tokenizer is a {type(tokenizer).__name__}; give the one that load returned."
+        )
+    if isinstance(sampler, KeyedSampler):
+        sampler.check_vocabulary(model.view.vocab_size)
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     prompt = encode(tokenizer, prompt)
@@ -217,6 +228,15 @@ def stream_generate(
     elif isinstance(prompt_cache, PromptCache):
         cache = prompt_cache
         model.check_cache(cache)
+    elif not isinstance(prompt_cache, list):
+        raise DFlashError(
+            f"prompt_cache is a {type(prompt_cache).__name__}; give one from make_prompt_cache."
+        )
+    elif len(prompt_cache) != len(model.view.make_cache()):
+        raise InvalidCache(
+            f"prompt_cache is a list of {len(prompt_cache)} caches, and this target needs "
+            f"{len(model.view.make_cache())}; make it for this target."
+        )
     else:
         cache = BorrowedCache(prompt_cache, model.draft.make_context())
     refill = cache.refresh(model.target)
@@ -224,7 +244,7 @@ def stream_generate(
         max_tokens=max_tokens,
         stop_tokens=frozenset(tokenizer.eos_token_ids),
         sampler=sampler or greedy_sampler,
-        logits_processors=tuple(logits_processors or ()),
+        logits_processors=processors,
         prefill_step_size=prefill_step_size,
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
@@ -387,6 +407,30 @@ def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) 
     if not ids:
         raise DFlashError("The prompt is empty; give at least one token.")
     return ids
+
+
+def _check_pair(model: Any) -> None:
+    if not isinstance(model, SpeculativeModel):
+        raise DFlashError(
+            f"A pair of target and draft is needed, and this is a {type(model).__name__}; make one "
+            "with load or SpeculativeModel(target, draft)."
+        )
+
+
+def _check_callable(name: str, value: Any) -> None:
+    if value is not None and not callable(value):
+        raise DFlashError(f"{name} is a {type(value).__name__}; give a function.")
+
+
+def _checked_processors(processors: Any) -> tuple[LogitsProcessor, ...]:
+    try:
+        given = tuple(processors or ())
+        sound = all(map(callable, given))
+    except TypeError:
+        sound = False
+    if not sound:
+        raise DFlashError("logits_processors is no list of functions; give one, or None.")
+    return given
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

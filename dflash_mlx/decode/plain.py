@@ -1,13 +1,14 @@
 """The tokens that plain decoding chooses, from one row of logits or from many."""
 
 from collections import deque
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.sample_utils import greedy_sampler
 
 from dflash_mlx.decode.randomness import Draws, RandomState, to_bits
 from dflash_mlx.decode.sampling import KeyedSampler, Sampler
+from dflash_mlx.errors import DFlashError
 
 
 class PlainChoice:
@@ -63,8 +64,13 @@ class OpaqueChoice(PlainChoice):
         self._states: deque[mx.array] = deque(maxlen=64)
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        """Log-probabilities [1, V] -> token [1]."""
+        """Log-probabilities [1, V] -> token [1].
+
+        Raises:
+            DFlashError: the sampler gave something else.
+        """
         token = self.sampler(logprobs)
+        _check(token, logprobs.shape[-1], look=not self._states)
         self._states.append(_state())
         return token
 
@@ -75,6 +81,23 @@ class OpaqueChoice(PlainChoice):
             for _ in range(-count):
                 self._states.pop()
             mx.random.seed(to_bits(self._states[-1]))
+
+
+def _check(token: Any, size: int, look: bool) -> None:
+    """Refuse what is no token [1] of a vocabulary; `look` at its value, which is waited for."""
+    if not isinstance(token, mx.array):
+        found = f"a {type(token).__name__}"
+    elif token.shape != (1,) or not mx.issubdtype(token.dtype, mx.integer):
+        found = f"an array of shape {token.shape} and {str(token.dtype).removeprefix('mlx.core.')}"
+    # Beyond the embedding's rows MLX reads whatever memory is there, or ends the process.
+    elif look and not 0 <= int(cast(int, token.item())) < size:
+        found = f"{token.item()}, and the model's tokens go from 0 to {size - 1}"
+    else:
+        return
+    raise DFlashError(
+        f"The sampler gave {found}; it is to give an MLX array of one token id for "
+        "log-probabilities [1, V]."
+    )
 
 
 def _state() -> mx.array:

@@ -1,13 +1,16 @@
 """Samplers that draw with given keys, for many rows at once, and the draft's use of them."""
 
+import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm.sample_utils as mlx_lm_samplers
 
 from dflash_mlx.decode.randomness import Draws
 from dflash_mlx.draft import Proposals
+from dflash_mlx.errors import DFlashError
 
 Sampler = Callable[[mx.array], mx.array]
 Filter = Callable[[mx.array, mx.array], mx.array]
@@ -28,6 +31,8 @@ class KeyedSampler:
         xtc_special_tokens: list[int] | None,
     ):
         self.temp = temp
+        self._top_k, self._special = top_k, xtc_special_tokens or []
+        self._least = min_tokens_to_keep if min_p else 0
         self._draw = mlx_lm_samplers.make_sampler(
             temp,
             top_p,
@@ -51,6 +56,25 @@ class KeyedSampler:
             self._filters.append(_xtc(xtc_probability, xtc_threshold, xtc_special_tokens or []))
         if top_k > 0:
             self._filters.append(lambda x, _: mlx_lm_samplers.apply_top_k(x, top_k))
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse what a vocabulary of this size has no tokens for, where MLX fails or reads beyond.
+
+        Raises:
+            DFlashError: top-k leaves out nothing, or a token that XTC shall spare is none.
+        """
+        if self._top_k >= size:
+            raise DFlashError(
+                f"top_k is {self._top_k}, but the model has only {size} tokens; give fewer, or 0 "
+                "for all."
+            )
+        if self._least > size:
+            raise DFlashError(
+                f"min_tokens_to_keep is {self._least}, but the model has only {size} tokens; give "
+                "fewer."
+            )
+        if any(not 0 <= token < size for token in self._special):
+            raise DFlashError(f"xtc_special_tokens go from 0 to {size - 1} for this model.")
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         """Draw as mlx_lm does, from MLX's random state: log-probabilities [B, V] -> tokens [B]."""
@@ -114,15 +138,7 @@ def draws_by_inverse_cdf() -> bool:
 
 
 def _xtc(probability: float, threshold: float, special: list[int]) -> Filter:
-    """mlx_lm's `apply_xtc` with a coin for each row.
-
-    Raises:
-        ValueError: as mlx_lm's.
-    """
-    if not 0 <= threshold <= 0.5:
-        raise ValueError(f"xtc_threshold is {threshold}; give a number from 0 to 0.5.")
-    if not 0 <= probability <= 1.0:
-        raise ValueError(f"xtc_probability is {probability}; give a number from 0 to 1.")
+    """mlx_lm's `apply_xtc` with a coin for each row."""
 
     def apply(logprobs: mx.array, uniform: mx.array) -> mx.array:
         p = mx.softmax(logprobs, -1)
@@ -150,7 +166,19 @@ def make_sampler(
 
     At temperature 0 it is mlx_lm's greedy sampler. Above, the sampler draws what mlx_lm's would
     draw after the same seed; a block is judged in one go with it, and row by row with another.
+
+    Raises:
+        DFlashError: an argument that cannot be meant; mlx_lm ignores some, and fails on others
+            once a token is drawn.
     """
+    _check("temp", temp, math.inf)
+    _check("top_p", top_p, 1)
+    _check("min_p", min_p, 1)
+    _check("xtc_probability", xtc_probability, 1)
+    _check("xtc_threshold", xtc_threshold, 0.5)
+    _check_count("min_tokens_to_keep", min_tokens_to_keep, 1)
+    # As elsewhere, -1 and 0 both mean all tokens.
+    _check_count("top_k", top_k, -1)
     if temp == 0:
         return mlx_lm_samplers.greedy_sampler
     return KeyedSampler(
@@ -163,6 +191,18 @@ def make_sampler(
         xtc_threshold,
         xtc_special_tokens,
     )
+
+
+def _check(name: str, value: Any, most: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= most or value == math.inf:
+        upper = "" if most == math.inf else f" to {most:g}"
+        raise DFlashError(f"{name} is {value!r:.40}; give a number from 0{upper}.")
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DFlashError(f"{name} is {value!r:.40}; give a whole number from {max(least, 0)}.")
 
 
 class Likeliest:

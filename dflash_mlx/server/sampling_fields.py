@@ -20,7 +20,7 @@ def sampling(fields: Fields, defaults: Sampling) -> Sampling:
     given = {
         "temperature": fields.number("temperature", 0, 100),
         "top_p": fields.number("top_p", 0, 1),
-        "top_k": fields.integer("top_k", -1),
+        "top_k": fields.integer("top_k", -1, 2**31 - 1),
         "min_p": fields.number("min_p", 0, 1),
         "xtc_probability": fields.number("xtc_probability", 0, 1),
         "xtc_threshold": fields.number("xtc_threshold", 0, 0.5),
@@ -31,6 +31,7 @@ def sampling(fields: Fields, defaults: Sampling) -> Sampling:
         "logit_bias": _biases(fields),
     }
     chosen: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    # As many as the model has, or more, are all of them: the engine sees to that.
     if "top_k" in chosen:
         chosen["top_k"] = max(0, chosen["top_k"])
     # So little leaves only the likeliest token, and float32 no room to compute with.

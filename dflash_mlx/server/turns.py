@@ -133,6 +133,8 @@ class Sequence:
 
     def _settle(self, job: Job) -> Options:
         sampling = job.sampling
+        if sampling.top_k >= self._model.view.vocab_size:  # leaves out nothing
+            sampling = replace(sampling, top_k=0)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         return replace(
             self._options,
