@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import mlx.core as mx
 import mlx_lm
@@ -83,3 +84,20 @@ def test_every_turn_runs_only_what_is_new(plain):
         assert int(new) == len(prompt) - before
         said.append(answer)
         before = len(prompt) + len(tokenizer.encode(answer, add_special_tokens=False)) + 1
+
+
+def test_the_race_draws_the_text_of_both(plain, tmp_path):
+    model, tokenizer = plain
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "race.py"), str(tmp_path / "race.svg")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    svg = "{http://www.w3.org/2000/svg}"
+    drawn = ElementTree.parse(tmp_path / "race.svg").getroot().findall(f"{svg}text[@textLength]")
+    words = "".join("".join(text.itertext()) for text in drawn).replace(" ", "")
+    prompt = prompt_of(tokenizer, "What is 427 - 309?")
+    expected = mlx_lm.generate(model, tokenizer, prompt).replace(" ", "").replace("\n", "")
+    assert words == 2 * expected
+    assert {text.get("fill") for text in drawn} == {"#1f2328", "#0f7b6c"}
