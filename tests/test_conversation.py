@@ -1,5 +1,6 @@
 """Conversations: what is reused of a cache changes nothing in the text."""
 
+import copy
 import json
 from functools import cache
 from itertools import islice
@@ -8,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from dflash_mlx.conversation import Template, check_positions, max_positions, storage
@@ -274,3 +276,21 @@ def test_places_that_cannot_be_written(tmp_path):
         storage.save(tmp_path / "nowhere" / "c.json", [])
     with pytest.raises(DFlashError, match="cannot be read"):
         storage.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "unasked", "on", "off"),
+    [
+        ("{{ 'D' if enable_thinking is defined else 'U' }}", "U", "D", "D"),
+        ("{{ enable_thinking | default('own') }}", "own", "True", "False"),
+        ("{{ enable_thinking is not defined or enable_thinking }}", "True", "True", "False"),
+        ("{% if enable_thinking %}yes{% else %}no{% endif %}", "no", "yes", "no"),
+    ],
+)
+def test_a_template_decides_by_itself_whether_it_thinks(tokenizer, source, unasked, on, off):
+    own = copy.copy(tokenizer._tokenizer)
+    own.chat_template = source
+    asked = [{"role": "user", "content": "x"}]
+    for think, text in ((None, unasked), (True, on), (False, off)):
+        template = Template(TokenizerWrapper(own), think=think)
+        assert template.text(asked) == text

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import jinja2
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.errors import DFlashError, said
@@ -12,13 +11,6 @@ from dflash_mlx.texts import check_text
 from dflash_mlx.tokens import encode_text
 
 Message = dict[str, Any]
-
-
-class _Absent(jinja2.Undefined):
-    """A variable that is undefined to a template, and plain enough for what looks at it before."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
 
 
 @dataclass
@@ -80,7 +72,7 @@ class Template:
         if prefill is not None:
             answer = [{"role": "assistant", "content": prefill}]
         try:
-            text = self.tokenizer.apply_chat_template(
+            text = self._renderer().apply_chat_template(
                 [*system, *messages, *answer],
                 tokenize=False,
                 add_generation_prompt=ask and prefill is None,
@@ -94,10 +86,15 @@ class Template:
             ) from error
         return check_text(cast(str, text))
 
+    def _renderer(self) -> Any:
+        """Whose `apply_chat_template` is asked.
+
+        mlx_lm's always sets `enable_thinking`, and a template may have a default of its own, or ask
+        whether the variable is defined at all. transformers' leaves it undefined.
+        """
+        tokenizer: Any = self.tokenizer
+        own = self.think is None and tokenizer._chat_template is None
+        return tokenizer._tokenizer if own else tokenizer
+
     def _variables(self) -> dict[str, Any]:
-        if self.think is not None:
-            return {"enable_thinking": self.think, **self.config}
-        if isinstance(self.tokenizer.chat_template, str):
-            # mlx_lm would decide for the template; an undefined variable is its own default.
-            return {"enable_thinking": _Absent(name="enable_thinking"), **self.config}
-        return dict(self.config)
+        return self.config if self.think is None else {"enable_thinking": self.think, **self.config}
