@@ -180,8 +180,8 @@ def train(
         float | None,
         _option(
             _STEPS,
-            "Row k of a block weighs exp(-(k - 1) / gamma) in the loss; 7 for a block of 16 and in "
-            "proportion for others if not given.",
+            "Row k of a block weighs exp(-(k - 1) / gamma) in the loss; without it, what it adds "
+            "to the expected acceptance so far.",
             min=0.0,
             show_default=False,
         ),

@@ -1,6 +1,7 @@
 """Training a draft: what a block sees, what it learns, and that runs can be repeated."""
 
 import random
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from dflash_mlx.target import TargetView
 from dflash_mlx.training import fast_math
 from dflash_mlx.training.batches import Batch, Sample, batches, collate
 from dflash_mlx.training.blocks import (
+    adaptive_weights,
     block_loss,
     block_states,
     choose_blocks,
@@ -419,6 +421,39 @@ def test_the_loss_is_a_weighted_mean_also_in_parts(changes, frozen):
         found, its_gradient = mx.value_and_grad(in_parts)(states)
         assert found[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
         assert mx.array_equal(found[1], expected[1])
+        assert mx.allclose(its_gradient, gradient, atol=1e-6)
+
+
+def test_adaptive_weights_are_what_a_row_adds_to_the_expected_acceptance(frozen):
+    """Against D-PACE's formula written out: no weight behind the end, and no gradient."""
+    draft = random_draft()
+    states = 3 * mx.random.normal((2, 3, 5, HIDDEN))
+    targets = mx.random.randint(0, VOCAB, (2, 3, 5))
+    used = mx.array(np.arange(5) < np.array([[5, 3, 0], [1, 4, 5]])[..., None])
+    each = nn.losses.cross_entropy(frozen.head(states), targets)
+    chances = 0.5 + 0.5 * np.exp(-np.array(each, np.float64))
+    expected = np.zeros((2, 3, 5))
+    for place in np.ndindex(2, 3):
+        length = int(used[place].sum().item())
+        products = [np.prod(chances[place][: m + 1]) for m in range(length)]
+        for j in range(length):
+            expected[(*place, j)] = sum(products[j:])
+    assert np.allclose(adaptive_weights(each, used), expected, atol=1e-5)
+
+    def fixed(states):
+        each = nn.losses.cross_entropy(frozen.head(states), targets)
+        return (each * mx.array(expected)).sum() / expected.sum()
+
+    def adaptive(states, most):
+        ones = used.astype(mx.float32)
+        return block_loss(
+            draft, states, targets, ones, frozen.head, most_logits=most, adaptive=True
+        )[0]
+
+    loss, gradient = mx.value_and_grad(fixed)(states)
+    for most in (1, 4 * VOCAB, 1000 * VOCAB):
+        found, its_gradient = mx.value_and_grad(partial(adaptive, most=most))(states)
+        assert found.item() == pytest.approx(loss.item(), rel=1e-5)
         assert mx.allclose(its_gradient, gradient, atol=1e-6)
 
 

@@ -19,6 +19,7 @@ from dflash_mlx.training.batches import Batch
 
 HIDDEN = -1e9  # what a score gets that must not be seen
 MOST_LOGITS = 1 << 26  # of one part of the loss: 256 MB in float32
+SMOOTHING = 0.5  # D-PACE's alpha: the least chance that a row's proposal is taken to have
 
 Head = Callable[[mx.array], mx.array]
 
@@ -43,7 +44,8 @@ def choose_blocks(
 ) -> Blocks:
     """Draw up to `anchors` positions of each row, each a learnt token with a learnt one after it.
 
-    Row k of a block weighs exp(-(k - 1) / gamma), up to the first token that is not to be learnt.
+    Row k of a block weighs exp(-(k - 1) / gamma), up to the first token that is not to be learnt;
+    with gamma infinite, one.
     """
     rows, _ = batch.tokens.shape
     padding = np.zeros((rows, block_size), dtype=np.int32)
@@ -185,6 +187,7 @@ def block_loss(
     head: Head,
     raised: mx.array | None = None,
     most_logits: int = MOST_LOGITS,
+    adaptive: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """Weighted mean cross-entropy, and which rows' most likely token was right.
 
@@ -198,24 +201,38 @@ def block_loss(
         head: the target's, [1, N, H] -> [1, N, V], or a part of it that `targets` point into.
         raised: [V], added to the logits in the loss; whether a row was right leaves it out.
         most_logits: the most logits of a part.
+        adaptive: multiply the weights by those of `adaptive_weights`.
     """
     vocabulary = draft.config.vocab_size if raised is None else raised.size
     shape, rows = targets.shape, max(1, most_logits // vocabulary)
-    states, targets, weights = (
-        states.reshape(-1, states.shape[-1]),
-        targets.flatten(),
-        weights.flatten(),
-    )
+    states, targets = states.reshape(-1, states.shape[-1]), targets.flatten()
     losses: list[mx.array] = []
     hits: list[mx.array] = []
     for start in range(0, targets.size, rows):
         end = start + rows
-        part = partial(_part_loss, draft, head, raised, targets[start:end], weights[start:end])
+        part = partial(_part_loss, draft, head, raised, targets[start:end])
         loss, right = (mx.checkpoint(part) if rows < targets.size else part)(states[start:end])
         losses.append(loss)
         hits.append(right)
-    total = sum(losses[1:], losses[0]) / mx.maximum(weights.sum(), 1e-6)
+    each = mx.concatenate(losses).reshape(shape)
+    if adaptive:
+        weights = weights * adaptive_weights(each, weights > 0)
+    total = (each * weights).sum() / mx.maximum(weights.sum(), 1e-6)
     return total, mx.concatenate(hits).reshape(shape)
+
+
+def adaptive_weights(losses: mx.array, used: mx.array) -> mx.array:
+    """What each row adds to the expected number of accepted proposals (D-PACE, arXiv:2605.18810).
+
+    A proposal's chance is the draft's likelihood of the true token, smoothed; a block's proposals
+    are accepted up to m with the product of the first m chances. Row j weighs the sum of these
+    products from m = j on: early rows at first, and later ones once the early ones are learnt.
+
+    losses: cross-entropy [..., n - 1]; used: bool, which rows have something to learn. Returns
+    [..., n - 1], without a gradient.
+    """
+    chances = (SMOOTHING + (1 - SMOOTHING) * mx.exp(-losses)) * used
+    return mx.stop_gradient(mx.cumsum(mx.cumprod(chances, axis=-1), axis=-1, reverse=True))
 
 
 def _part_loss(
@@ -223,12 +240,10 @@ def _part_loss(
     head: Head,
     raised: mx.array | None,
     targets: mx.array,
-    weights: mx.array,
     states: mx.array,
 ) -> tuple[mx.array, mx.array]:
     logits = state_logits(draft, states, head)
     right = mx.argmax(logits, axis=-1) == targets
     if raised is not None:
         logits = logits + raised
-    loss = (fast_math.cross_entropy(logits, targets) * weights).sum()
-    return loss, right
+    return fast_math.cross_entropy(logits, targets), right

@@ -33,7 +33,8 @@ def training_card(name: str, plan: Plan, trainer: Trainer, evaluation: Evaluatio
         ("Batch", f"{plan.batch_size} sequences of {plan.seq_length} tokens"),
         ("Anchors", f"{plan.anchors} a sequence"),
         ("Learning rate", f"{plan.lr:g}, warm-up {plan.warmup} steps"),
-        ("Gamma, seed", f"{trainer.gamma:g}, {plan.seed}"),
+        ("Weights of rows", "D-PACE" if plan.gamma is None else f"gamma {plan.gamma:g}"),
+        ("Seed", str(plan.seed)),
     ]
     if plan.init is not None:
         rows.append(("Began from", Path(plan.init).name))

@@ -30,8 +30,8 @@ class Plan:
         seq_length: tokens of a sequence.
         anchors: blocks drawn from a sequence of full length; from a shorter one as many fewer.
         lr, warmup: the highest learning rate, and the steps until it is reached.
-        gamma: row k of a block weighs exp(-(k - 1) / gamma) in the loss; None takes the paper's 7
-            for a block of 16, and in proportion for others.
+        gamma: row k of a block weighs exp(-(k - 1) / gamma) in the loss, as in DFlash's paper; None
+            weighs it by what it adds to the expected acceptance, as D-PACE does.
         seed: of the weights, the order of the data and the anchors.
         init: a draft to go on from.
         keep_features: bytes of the target's outputs to keep on disk while the run lasts, so that
@@ -103,10 +103,6 @@ class Plan:
                 "are left; allow more, or lower batch_size, anchors or seq_length."
             )
         return replace(self, steps=steps)
-
-    def gamma_for(self, block_size: int) -> float:
-        """How slowly the weights of a block's rows fall, in rows."""
-        return 7.0 * block_size / 16 if self.gamma is None else self.gamma
 
     def blocks_of(self, width: int) -> int:
         """Blocks drawn from a sequence that is `width` tokens wide with its padding."""

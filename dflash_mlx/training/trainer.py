@@ -88,7 +88,7 @@ class Trainer:
     ):
         """`store` keeps the samples' features; without one they are computed for every step."""
         self.draft, self.target = draft, target
-        self.gamma = plan.gamma_for(draft.block_size)
+        self.gamma = float("inf") if plan.gamma is None else plan.gamma
         self.samples, self.plan = samples, plan
         self.step_count = 0
         self._features = store.features if store else self._computed
@@ -207,7 +207,8 @@ class Trainer:
     ) -> tuple[mx.array, mx.array]:
         first, anchors = mx.array(blocks.first), mx.array(blocks.anchors)
         states = proposal_states(self.draft, features, first, anchors, self.target.embed)
-        return block_loss(self.draft, states, targets, mx.array(blocks.weights), head, raised)
+        weights, adaptive = mx.array(blocks.weights), self.plan.gamma is None
+        return block_loss(self.draft, states, targets, weights, head, raised, adaptive=adaptive)
 
     def _endless_batches(self) -> Iterator[Batch]:
         epoch = 0
