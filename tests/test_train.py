@@ -291,6 +291,31 @@ def test_the_first_loss_is_the_lowest_of_several_norms(
     assert float(loss) == pytest.approx(min(others), abs=0.006)
 
 
+def test_the_mask_is_the_one_of_the_lowest_first_loss(
+    wordy: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the run is resumed, and whatever order the tokens come in."""
+    masks = [5, 0, 7, 3]
+    monkeypatch.setattr("dflash_mlx.training.run.mask_tokens", lambda size, tokenizer: iter(masks))
+    made = tmp_path / "made"
+    training = Training(Plan(str(wordy), data, steps=2, **SMALL), made)
+    losses = {}
+    chosen = training.trainer.draft.config.mask_token_id
+    for mask in masks:
+        training._mask_with(mask)
+        losses[mask] = training.trainer.first_loss()
+    assert chosen == min(losses, key=lambda mask: losses[mask])
+    assert any(f"masked with token {chosen}." in remark for remark in training.remarks)
+    training._mask_with(chosen)
+    list(training.run())
+    assert (
+        json.loads((made / "config.json").read_text())["dflash_config"]["mask_token_id"] == chosen
+    )
+    masks.reverse()
+    resumed = Training(Plan(str(wordy), data, steps=3, **SMALL), made, resume=True)
+    assert resumed.trainer.draft.config.mask_token_id == chosen
+
+
 def test_a_useless_draft_is_said_to_be_one(wordy: Path, data: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
     arguments = [f"--target={wordy}", f"--data={data}", f"-o{made}", *OPTIONS, "--eval-every=1"]

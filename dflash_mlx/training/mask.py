@@ -29,14 +29,22 @@ def mask_token(vocab_size: int, tokenizer: TokenizerWrapper, wanted: str | None 
     """
     if wanted is not None:
         return _named(wanted, vocab_size, tokenizer)
-    for found in _candidates(tokenizer):
-        if found is not None and 0 <= found < vocab_size and found not in tokenizer.eos_token_ids:
-            return int(found)
+    for found in mask_tokens(vocab_size, tokenizer):
+        return found
     raise DFlashError(
         "The tokenizer has neither a mask token, nor padding, an unused id or a special token to "
         "spare, so the draft's blocks cannot be masked; name a token that texts do not hold with "
         "--mask-token."
     )
+
+
+def mask_tokens(vocab_size: int, tokenizer: TokenizerWrapper) -> Iterator[int]:
+    """The ids below vocab_size that would do, each once, in the order of `mask_token`."""
+    given = set(tokenizer.eos_token_ids)
+    for found in _candidates(tokenizer):
+        if found is not None and 0 <= found < vocab_size and found not in given:
+            given.add(int(found))
+            yield int(found)
 
 
 def _named(wanted: str, vocab_size: int, tokenizer: TokenizerWrapper) -> int:

@@ -6,7 +6,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from dflash_mlx.training.directory import TrainingDirectory
 from dflash_mlx.training.estimate import Estimate, duration
 from dflash_mlx.training.evaluation import Evaluation, acceptance_length
 from dflash_mlx.training.features import FeatureStore
+from dflash_mlx.training.mask import mask_tokens
 from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.trainer import (
     FrozenTarget,
@@ -45,6 +47,7 @@ MEASURING_SHARE = 0.1  # of the time between two evaluations that one may take,
 MEASURING_SECONDS = 20.0  # and what it may take however short that time is
 ANSWERING_SHARE = 0.5  # of the minutes allowed that the target's answers may take
 NORM_SCALES = (1.0, 0.5, 0.25, 0.125)  # of the target's final norm, tried on the first batch
+MASKS = 4  # tokens tried there as mask, at most
 _NO_MEMORY = re.compile("allocat|memory", re.IGNORECASE)
 
 Stage = Callable[[str, int, int], None]
@@ -149,6 +152,8 @@ class Training:
         self.trainer = Trainer(draft, frozen, samples, plan, self._store)
         if saved:
             self.trainer.restore(self.directory.state)
+            if plan.init is None:
+                self._mask_with(read_config(output)["dflash_config"]["mask_token_id"])
         elif plan.init is None:
             with self._memory(1):
                 self.remarks += self._start_low()
@@ -324,7 +329,7 @@ class Training:
         return able
 
     def _start_low(self) -> list[str]:
-        """Scale the copied final norm so that the first loss is lowest.
+        """Scale the copied final norm, then choose the mask, so that the first loss is lowest.
 
         A target whose embedding is its head makes states of full size predict the mask itself.
         """
@@ -336,7 +341,23 @@ class Training:
         best = min(losses, key=lambda scale: losses[scale])
         norm.weight = whole * best
         mx.eval(norm.weight)
-        return [f"First loss {losses[best]:.2f}, with {best:g} times the target's final norm."]
+        lowest, mask = losses[best], self.trainer.draft.config.mask_token_id
+        if self.plan.mask_token is None:
+            for other in islice(mask_tokens(self.view.vocab_size, self.tokenizer), MASKS):
+                self._mask_with(other)
+                if other != mask and (loss := self.trainer.first_loss()) < lowest:
+                    lowest, mask = loss, other
+            self._mask_with(mask)
+        return [
+            f"First loss {lowest:.2f}, with {best:g} times the target's final norm, masked with "
+            f"token {mask}."
+        ]
+
+    def _mask_with(self, token: int) -> None:
+        """Let the draft's blocks be masked with another token."""
+        draft = self.trainer.draft
+        draft.config = replace(draft.config, mask_token_id=token)
+        self.config["dflash_config"] = {**self.config["dflash_config"], "mask_token_id": token}
 
     def _log(self, report: StepReport) -> None:
         self.directory.append(
