@@ -266,7 +266,7 @@ def test_commands(reciting, tmp_path):
         "/help  ",
         "temp 0.0",
         "temp is 0.5.",
-        "temp cannot be 'warm': it takes a number from 0.",
+        "temp cannot be 'warm': it takes a number from 0 to 1e+06.",
         "verify_length is 0.",
         "verify_length cannot be '1.5': '1.5' is not auto, off or a number from 0.",
         "max_tokens cannot be '0': 0 is neither -1 nor at least 1.",
