@@ -14,7 +14,7 @@ from math import log
 from dflash_mlx.policy.chances import Chances, Text
 from dflash_mlx.policy.costs import GUESS, LEAST_DRAFT, SLOWLY, Costs
 from dflash_mlx.policy.kept import Store
-from dflash_mlx.policy.protocol import Cycle
+from dflash_mlx.policy.protocol import Cycle, Kind
 
 OPTIMISM = 1.2  # standard deviations of its cost that a length, or plain decoding, gets in advance
 FIRST_REACH = 3  # proposals; the most where nothing longer was ever timed
@@ -87,6 +87,8 @@ class AdaptiveLength:
         if self._plain_left or not most:
             self._plain_left = max(self._plain_left - 1, 0)
             return 0
+        if self._rest > 0 and not self._drafting and not self._looking:
+            return 0
         costs = self.learned.costs(context)
         self._steps = steps = costs.steps()
         reach = min(max(2 * costs.reach + 1, FIRST_REACH), most)
@@ -127,13 +129,12 @@ class AdaptiveLength:
         """Plain decoding wins: proposals of a look at the draft, or 0."""
         hoped, steps = self._text.hopes(reach), self._steps
         hopes = [log(hoped[m] / steps[m]) + OPTIMISM * costs.doubt(m) for m in range(reach + 1)]
-        m = max(range(1, reach + 1), key=hopes.__getitem__)
+        # A few proposals tell as much as many, and cost less.
+        m = max(range(1, min(reach, FIRST_REACH) + 1), key=hopes.__getitem__)
+        # Costs from elsewhere that nothing contradicts would hold for ever.
         first = not self.learned.looked
-        if first:
-            # Costs from elsewhere that nothing contradicts would hold for ever.
-            m = min(m, FIRST_REACH)
         loss = steps[m] + costs.detour - tokens[m]
-        self._looking = (self._may_look(loss) and hopes[m] > 0) or first
+        self._looking = (self._may_look(loss) and max(hopes) > 0) or first
         if first:
             self._loss = GUESS
         return m if self._looking else 0
@@ -157,6 +158,8 @@ class AdaptiveLength:
         taken, steps = 1.0, costs.steps()
         if cycle.drafted:
             taken = steps[cycle.verified] * (1 + costs.reading * cycle.read)
+            if cycle.lap.kind is Kind.ENTRY:
+                taken += costs.detour
             if cycle.confidences:
                 self._judge_reading(cycle.confidences, steps)
             learned.chances.observe(cycle.confidences, cycle.verified, cycle.accepted)

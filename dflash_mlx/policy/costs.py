@@ -16,6 +16,7 @@ LEAST_NOISE = 0.02  # log; no machine is steadier
 BUSY = 0.2  # log; laps that scatter more, or are slower by more, are of a busy moment
 SURPRISE = 2.0  # standard deviations; a lap further out is a spike, and counts as this far out
 LEAST_DRAFT = 0.05  # plain steps; no draft's forward costs less
+NOTHING = 1e-6  # log, squared; a covariance that moves no estimate
 SLOWLY = 0.05  # share by which noise, depths and what reading gains follow what is seen
 
 
@@ -121,12 +122,12 @@ class Costs:
         # The noise at which a third of all laps lies further out than one standard deviation.
         self.noise = max(self.noise * exp(SLOWLY * ((abs(z) > 1) - 0.32)), LEAST_NOISE)
         z = min(max(z, -SURPRISE), SURPRISE)
-        self._mean = [m + z / spread * c for m, c in zip(mean, column, strict=True)]
-        scaled = [c / spread**2 for c in column]
-        self._var = [
-            [v - a * b for v, b in zip(row, column, strict=True)]
-            for row, a in zip(var, scaled, strict=True)
-        ]
+        for i, c in enumerate(column):
+            # Plain laps in a row tell less and less of anything but the pace.
+            if abs(c) > NOTHING:
+                mean[i] += z / spread * c
+                share = c / spread**2
+                var[i] = [v - share * b for v, b in zip(var[i], column, strict=True)]
 
     @property
     def plain(self) -> float:
