@@ -269,7 +269,7 @@ def _bad_answers() -> Ratios:
     return mean([auto("M3 Ultra bf16", answers(BAD, seed)) for seed in range(2)])
 
 
-@guard("confidences choose", AdaptiveLength, "_judge_reading", lambda *_: None, (1.055, 1.055))
+@guard("confidences choose", AdaptiveLength, "_judge_reading", lambda *_: None, (1.075, 1.075))
 def _a_text_of_two_kinds() -> Ratios:
     return long_text("mixture of experts", "short turns", "quiet", seeds=3)
 

@@ -44,6 +44,7 @@ class Learned:
         )
         self.credit = CREDIT / 2  # plain steps that looks may lose
         self.patience = SHORT_REST  # the rest behind the next look, in what it may lose
+        self.rest = 0.0  # plain steps until the next look, when the latest text ended
 
     def costs(self, context: int) -> Costs:
         """Costs with `context` tokens in the target's cache, which are taken in doublings."""
@@ -78,7 +79,9 @@ class AdaptiveLength:
         self.learned, self._text = learned, Text(learned.chances)
         self._drafting = self._looking = self._reads = False
         self._planned = self._plain_left = 0
-        self._rest = self._loss = 0.0
+        self._loss = 0.0
+        # A new text may be of another kind, and need not wait as long.
+        self._rest = learned.rest / 2
         self._rate: float | None = None  # tokens a plain step that reading has to beat, if it does
         self._steps: list[float] = []
 
@@ -183,4 +186,5 @@ class AdaptiveLength:
 
     def finish(self) -> None:
         self._text.end()
+        self.learned.rest = max(self._rest, 0.0)
         self.learned.save()
