@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 import dflash_mlx
 from dflash_mlx.cli.failures import explained, reader_gone, ready_streams, settle_stdout
 from dflash_mlx.cli.options import UsageError
+from dflash_mlx.cli.ranks import Terminal, refusal
 from dflash_mlx.cli.screen import fail
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.metal.selection import mode_from_environment
@@ -42,6 +43,11 @@ class Commands(TyperGroup):
         return code
 
     def _run(self, args: Sequence[str], debug: bool, **extra: Any) -> int:
+        terminal = Terminal()
+        terminal.take()
+        if refused := refusal(args):
+            _say(refused)
+            return 2
         try:
             code = super().main(args, standalone_mode=False, **extra)
             sys.stdout.flush()
@@ -54,7 +60,7 @@ class Commands(TyperGroup):
             return 130
         except Exception as error:
             settle_stdout()
-            if not reader_gone(error):
+            if not terminal.lost(error) and not reader_gone(error):
                 if debug:
                     traceback.print_exc()
                 if isinstance(error, DFlashError):

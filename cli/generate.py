@@ -11,6 +11,7 @@ from dflash_mlx.api import stream_generate
 from dflash_mlx.cli import options
 from dflash_mlx.cli.loading import load_pair, quantizing
 from dflash_mlx.cli.options import UsageError
+from dflash_mlx.cli.ranks import launched
 from dflash_mlx.cli.screen import note, reading, stats_line
 from dflash_mlx.conversation import check_positions
 from dflash_mlx.conversation.figures import Figures
@@ -127,6 +128,8 @@ def read_prompt(prompt: str | None) -> str:
     """
     if prompt is None and sys.stdin.isatty():
         raise UsageError("Give a prompt with --prompt, or pipe one in.")
+    if prompt in (None, "-") and launched():
+        raise UsageError("Under mlx.launch stdin never ends; give the prompt with --prompt.")
     if prompt is None or prompt == "-":
         try:
             prompt = sys.stdin.read()

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from huggingface_hub import try_to_load_from_cache
@@ -13,9 +14,12 @@ from huggingface_hub.errors import HFValidationError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import load
+from dflash_mlx.cli import ranks
 from dflash_mlx.cli.options import Pair
 from dflash_mlx.cli.screen import note, working
 from dflash_mlx.conversation import Template
+from dflash_mlx.distributed import Ranks
+from dflash_mlx.distributed.sharding import check_shardable, load_sharded, settle
 from dflash_mlx.errors import DFlashError, NoDraftKnown
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.published import find_pair, thinks
@@ -61,7 +65,7 @@ class Loaded:
 
 
 def load_pair(pair: Pair, seed: int | None = None, *, plainly: bool = False) -> Loaded:
-    """Find, fetch and load a target and its draft.
+    """Find, fetch and load a target and its draft; under mlx.launch, this rank's shard of it.
 
     Args:
         pair: which.
@@ -69,8 +73,24 @@ def load_pair(pair: Pair, seed: int | None = None, *, plainly: bool = False) -> 
         plainly: whether nothing will be drafted, so that a target without a known draft will do.
 
     Raises:
-        DFlashError: as `dflash_mlx.load`, or an extra end token that the tokenizer lacks.
+        DFlashError: as `dflash_mlx.load`, or an extra end token that the tokenizer lacks; of
+            several ranks, in all of them.
     """
+    group = ranks.group()
+    if group is None or group.size() == 1:
+        return _load_pair(pair, seed, plainly, None)
+    loaded, failed = None, None
+    try:
+        loaded = _load_pair(pair, seed, plainly, group)
+    except DFlashError as error:
+        failed = error
+    settle(Ranks(group), failed)
+    return cast(Loaded, loaded)
+
+
+def _load_pair(
+    pair: Pair, seed: int | None, plainly: bool, group: mx.distributed.Group | None
+) -> Loaded:
     demo = pair.model is None
     draft: str | None
     draft_path: Path | None
@@ -85,18 +105,21 @@ def load_pair(pair: Pair, seed: int | None = None, *, plainly: bool = False) -> 
     else:
         target = pair.model
         draft = _published(target, plainly) if pair.draft is None else pair.draft
+        if group is not None:
+            check_shardable(target, pair.revision)
         target_path = _fetch(target, pair.revision)
         draft_path = None
         if draft is not None:
             draft_path = _fetch(draft, pair.draft_revision, draft=True)
     with working(f"Loading {target}"):
         if draft_path is None:
-            plain, tokenizer = load_target(
+            loads = partial(load_sharded, group=group) if group else load_target
+            plain, tokenizer = loads(
                 target_path,
                 adapter_path=pair.adapter_path,
                 trust_remote_code=pair.trust_remote_code,
             )
-            model = SpeculativeModel(plain, None)
+            model = SpeculativeModel(plain, None, group)
         else:
             model, tokenizer = load(
                 target_path,
@@ -106,6 +129,7 @@ def load_pair(pair: Pair, seed: int | None = None, *, plainly: bool = False) -> 
                 draft_rows=pair.draft_rows,
                 adapter_path=pair.adapter_path,
                 trust_remote_code=pair.trust_remote_code,
+                group=group,
             )
     for token in pair.extra_eos_tokens:
         _add_end(tokenizer, token)

@@ -4,6 +4,7 @@ import operator
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -23,6 +24,8 @@ from dflash_mlx.decode import (
     costs_file,
 )
 from dflash_mlx.decode.sampling import KeyedSampler
+from dflash_mlx.distributed import Decisions
+from dflash_mlx.distributed.sharding import load_sharded
 from dflash_mlx.errors import DFlashError, InvalidCache, said
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.policy import AdaptiveLength, Costs, CostsFile, FixedLength, Learned
@@ -87,6 +90,7 @@ def load(
     adapter_path: str | None = None,
     lazy: bool = False,
     trust_remote_code: bool = False,
+    group: mx.distributed.Group | None = None,
 ) -> tuple[SpeculativeModel, TokenizerWrapper]:
     """Load a target, its tokenizer and its draft.
 
@@ -101,6 +105,8 @@ def load(
         draft_rows: which rows of the draft's block propose, "anchor" or "fill"; None takes what its
             files say. See `load_draft`.
         tokenizer_config, model_config, adapter_path, lazy, trust_remote_code: as in mlx_lm's load.
+        group: the processes over which mlx-lm shall shard the target, as `mx.distributed.init()`
+            gives them; all must then make the same calls in the same order.
 
     Raises:
         CheckpointError: either cannot be found or read, or no draft is known for the target.
@@ -112,7 +118,10 @@ def load(
 
     if draft is None:
         draft = find_draft(path_or_hf_repo)
-    target, tokenizer = load_target(
+    loads = load_target
+    if group is not None and group.size() > 1:
+        loads = partial(load_sharded, group=group)
+    target, tokenizer = loads(
         path_or_hf_repo,
         revision=revision,
         tokenizer_config=tokenizer_config,
@@ -126,7 +135,7 @@ def load(
     )
     if draft_window is not None:
         drafter.limit_context(draft_window)
-    return SpeculativeModel(target, drafter), tokenizer
+    return SpeculativeModel(target, drafter, group), tokenizer
 
 
 def make_prompt_cache(model: SpeculativeModel) -> PromptCache:
@@ -291,6 +300,7 @@ def make_decoder(
         options,
         drafting=fixed != 0,
         keep_cache=keep_cache,
+        agreement=Decisions(model.ranks) if model.ranks else None,
     )
 
 

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from dflash_mlx.decode.cache import PromptCache
+from dflash_mlx.distributed import Ranks
 from dflash_mlx.draft import DFlashDraft, NoDraft
 from dflash_mlx.errors import InvalidCache, PairError
 from dflash_mlx.policy import Learned
@@ -25,10 +26,20 @@ class SpeculativeModel:
         draft: the draft, or what stands for none.
         view: the target as DFlash sees it.
         learned: what generations with verify_length="auto" found out so far; None before the first.
+        ranks: the processes over which the target is sharded; None where it is not.
     """
 
-    def __init__(self, target: nn.Module, draft: DFlashDraft | None):
+    def __init__(
+        self,
+        target: nn.Module,
+        draft: DFlashDraft | None,
+        group: mx.distributed.Group | None = None,
+    ):
         """Pair the two; without a draft there is verify_length="off" alone, plain decoding.
+
+        Args:
+            group: the processes over which mlx-lm's `shard` has divided the target; the draft is
+                whole in each of them. All must then make the same calls in the same order.
 
         Raises:
             PairError: the draft was not made for this target.
@@ -38,6 +49,7 @@ class SpeculativeModel:
         self.draft = NoDraft() if draft is None else draft
         self.view = TargetView(target)
         self.learned: Learned | None = None
+        self.ranks = Ranks(group) if group is not None and group.size() > 1 else None
         if draft is not None:
             check_pair(self.view, draft)
         for model in (target, self.draft):  # stand-ins need be no modules

@@ -19,12 +19,12 @@ from dflash_mlx.decode.acceptance import (
     log_probabilities,
     read,
 )
+from dflash_mlx.decode.agreement import Agreement, Alone
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.emission import Emission, Token
 from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.decode.guide import Guide, restrict
-from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.decode.phases import phase
 from dflash_mlx.decode.plain import KeyedChoice, plain_choice
 from dflash_mlx.decode.randomness import RandomState, ThreadState
@@ -85,22 +85,25 @@ class Decoder:
         drafting: bool,
         keep_cache: bool,
         clock: CycleClock | None = None,
+        agreement: Agreement | None = None,
     ):
+        agreement = agreement or Alone()
         self.view, self.draft, self.cache = view, draft, cache
-        self.policy, self.options, self.keep_cache = policy, options, keep_cache
+        self.policy, self.options, self.keep_cache = agreement.policy(policy), options, keep_cache
         self.statistics = Statistics()
         self.finished = False
-        self._plain = plain_choice(options.sampler, options.random_state)
+        own = plain_choice(options.sampler, options.random_state)
+        self._plain, self._agreed = agreement.choice(own), agreement.proposals
         self._rule = acceptance_rule(self._plain, options.logits_processors, options.stop_tokens)
         sampled = options.sample_proposals
         if sampled is None:
             sampled = draft.samples_proposals
         self._choose: Choice = Likeliest()
-        if sampled and isinstance(self._plain, KeyedChoice):
-            self._choose = Drawn(self._plain.sampler, self._plain.draws)
+        if sampled and isinstance(own, KeyedChoice):
+            self._choose = Drawn(own.sampler, own.draws)
         self._taps: Sequence[int] = draft.target_layer_ids if drafting or keep_cache else ()
         self._feed = ContextFeed(draft, cache.context)
-        self._interrupts = Interrupts()
+        self._interrupts = agreement.interrupts()
         self._clock = clock or CycleClock()
         self._transaction: Transaction | None = None
         self._verified = self._most = 0
@@ -230,8 +233,9 @@ class Decoder:
         """Draft: one forward over context and block proposes the tokens after the anchor."""
         with self._cycle():
             self._feed.flush()
-            proposals = self.draft.propose(
-                anchor, self.cache.context, count, self.view.embed, self.view.head, self._choose
+            context, view = self.cache.context, self.view
+            proposals = self._agreed(
+                self.draft.propose(anchor, context, count, view.embed, view.head, self._choose)
             )
             if self.policy.learns and proposals.confidence is not None:
                 _queue(proposals.tokens, proposals.confidence)

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.base import gather_last_axis
 
 from dflash_mlx.errors import UnsupportedTarget
 from dflash_mlx.target.probe import Call, Probe, run_probe
@@ -136,21 +137,30 @@ def _find_head(
     for c in reversed(probe.calls):
         if c.finished <= last_layer:
             break
-        weight = c.module.get("weight")
+        weight, group = c.module.get("weight"), getattr(c.module, "group", None)
+        if not isinstance(group, mx.distributed.Group):
+            group = None
+        parts = group.size() if group else 1
         if (
             c.innermost
             and c.output is not None
-            and c.output.shape[-1] == vocab
+            and c.output.shape[-1] * parts == vocab
             and weight is not None
             and weight.ndim > 1
         ):
-            return c.module
+            # mlx-lm splits some heads over the ranks of a group, each a slice of the vocabulary.
+            return _gathered(c.module, group) if group else c.module
     # A tied head is the embedding's own method, which no watch sees.
     if hasattr(embedding, "as_linear") and embedding["weight"].shape[0] == vocab:
         return embedding.as_linear
     raise UnsupportedTarget(
         f"{family} makes its logits without an output head that a draft could borrow."
     )
+
+
+def _gathered(head: nn.Module, group: mx.distributed.Group) -> Callable[[mx.array], mx.array]:
+    """A head of which each rank of a group holds a part: all of its logits, in every rank."""
+    return lambda hidden: gather_last_axis(head(hidden), group)
 
 
 def _embed_scale(first: Call, embedding: nn.Module, tokens: mx.array) -> float:
