@@ -6,6 +6,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ class _Worker:
             self._receive(120.0)
         self.job, self.command = job, []
         self.connection.send(job)
-        self.left = int(SECONDS / 0.5)
+        self.deadline = time.monotonic() + SECONDS
 
     def outcome(self) -> Outcome | None:
         """The running case's, if it is there; a hang ends here, too."""
@@ -107,8 +108,7 @@ class _Worker:
                     self.command = found
                     return None
             else:
-                self.left -= 1
-                if self.left > 0:
+                if time.monotonic() < self.deadline:
                     return None
                 ending = f"no end after {SECONDS:.0f} s"
         except (EOFError, OSError):
