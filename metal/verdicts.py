@@ -2,18 +2,15 @@
 
 import json
 import logging
-import os
 import platform
 import re
-import subprocess
-import sys
-import tempfile
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
+
+from dflash_mlx.files import replace_file
+from dflash_mlx.machine import cache_directory, chip, versions
 
 from .catalogue import fingerprint
 
@@ -98,7 +95,7 @@ class VerdictBook:
             self._verdicts = self._read() | (self._verdicts or {}) | {key: verdict}
             kept = {k: asdict(v) for k, v in sorted(self._verdicts.items())}
             try:
-                _write(self.path, json.dumps(kept, indent=1) + "\n")
+                replace_file(self.path, json.dumps(kept, indent=1) + "\n")
                 self.problem = None
             except OSError as error:
                 self._say(f"Kernel verdicts cannot be kept in {self.path} ({error.strerror}).")
@@ -122,72 +119,20 @@ class VerdictBook:
             log.warning(problem)
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace the file whole, so that no reader and no crash ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def book_path() -> Path:
     """Where this machine's verdicts are: a file for each chip, macOS, MLX and kernel version."""
     name = "_".join(machine().values())
     return cache_directory() / "kernels" / (re.sub(r"[^\w.+-]+", "-", name) + ".json")
 
 
-def cache_directory() -> Path:
-    """The package's own directory in the user's cache; it need not exist yet."""
-    mac = sys.platform == "darwin"
-    usual = Path.home() / "Library" / "Caches" if mac else Path.home() / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "dflash-mlx"
-
-
 @cache
 def machine() -> dict[str, str]:
     """What a verdict depends on: chip, system, MLX, package, and the kernels' own text."""
+    by_package = versions()
     return {
         "chip": chip(),
         "system": f"macOS-{platform.mac_ver()[0]}" if platform.mac_ver()[0] else platform.system(),
-        "mlx": f"mlx-{metadata.version('mlx')}",
-        "package": f"dflash-mlx-{_package_version()}",
+        "mlx": f"mlx-{by_package['mlx']}",
+        "package": f"dflash-mlx-{by_package['dflash-mlx']}",
         "kernels": fingerprint(),
     }
-
-
-def _package_version() -> str:
-    try:
-        return metadata.version("dflash-mlx")
-    except metadata.PackageNotFoundError:
-        return "source"
-
-
-def chip() -> str:
-    """The processor's name, such as Apple M4 Max."""
-    readers: list[Callable[[], str]] = [_sysctl_chip, _proc_chip, platform.machine]
-    for read in readers:
-        try:
-            if name := read():
-                return name
-        except (OSError, subprocess.SubprocessError):
-            continue
-    return "unknown"
-
-
-def _sysctl_chip() -> str:
-    if sys.platform != "darwin":
-        return ""
-    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=5, check=True
-    ).stdout.strip()
-
-
-def _proc_chip() -> str:
-    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return found[1].strip() if found else ""

@@ -303,6 +303,8 @@ def test_the_costs_file_goes_by_the_pair_and_the_blas_library(
         '{"0": {"plain": 0.0, "cycle": [1.0, 2.0], "reading": 0.0}}',
         '{"0": {"plain": NaN, "cycle": [1.0, 2.0], "reading": 0.0}}',
         '{"0": {"plain": 1.0, "cycle": 3, "reading": 0.0}}',
+        '{"-1": {"plain": 1.0, "cycle": [1.5, 2.0], "reading": 0.0}}',
+        '{"9' + 400 * "0" + '": {"plain": 1.0, "cycle": [1.5, 2.0], "reading": 0.0}}',
         '{"0": {"plain": 1.0, "cycle": [1.0, 20.0], "reading": 0.0}}',
         '{"0": {"plain": 2.0, "cycle": [1.0, 2.0], "reading": 0.0}}',
         '{"0": {"plain": 1.0, "cycle": [2.0, 1.0], "reading": 0.0}}',

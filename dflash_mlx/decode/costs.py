@@ -2,20 +2,19 @@
 
 import hashlib
 import re
-from importlib import metadata
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from dflash_mlx.metal.verdicts import cache_directory, chip
+from dflash_mlx.machine import cache_directory, chip, versions
 
 
 def costs_file(target: nn.Module, draft: nn.Module) -> Path:
     """A file for each machine, its versions and its BLAS library, and the pair's shapes."""
     about = [chip(), str(mx.default_device()), *blas()]
-    about += [_version(package) for package in ("mlx", "mlx-lm", "dflash-mlx")]
+    about += versions().values()
     for model in (target, draft):
         arrays = dict(tree_flatten(model.parameters()))
         about += [f"{name} {a.shape} {a.dtype}" for name, a in arrays.items()]
@@ -33,10 +32,3 @@ def blas() -> list[str]:
     except OSError:
         return []
     return sorted(set(re.findall(r"/([^/\n]*(?:blas|mkl)[^/\n]*\.so[^/\n]*)$", maps, re.M | re.I)))
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "source"

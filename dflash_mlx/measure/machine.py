@@ -2,15 +2,12 @@
 
 import os
 import platform
-import subprocess
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-import dflash_mlx
+from dflash_mlx.machine import chip, versions
 
 
 def machine() -> dict[str, Any]:
@@ -22,12 +19,7 @@ def machine() -> dict[str, Any]:
         "system": _system(),
         "device": str(mx.default_device().type).rsplit(".", 1)[-1],
         "gflops": round(matmul_gflops(), 1),
-        "versions": {
-            "dflash-mlx": dflash_mlx.__version__,
-            "mlx": version("mlx"),
-            "mlx-lm": version("mlx-lm"),
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 
@@ -40,25 +32,6 @@ def _system() -> str:
     mac = platform.mac_ver()[0]
     name = f"macOS {mac}" if mac else f"{platform.system()} {platform.release().split('-')[0]}"
     return f"{name} {platform.machine()}"
-
-
-def chip() -> str:
-    """The processor's name as its maker has it."""
-    if platform.system() == "Darwin":
-        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        try:
-            return subprocess.run(
-                command, capture_output=True, text=True, check=True
-            ).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def matmul_gflops(enough: float = 0.05) -> float:

@@ -38,7 +38,7 @@ class CostsFile:
         self._kept = {}
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             found = json.loads(self._file.read_text(encoding="utf-8"))
-            self._kept = {int(level): _seconds(entry, most) for level, entry in found.items()}
+            self._kept = {_level(name): _seconds(entry, most) for name, entry in found.items()}
         return dict(self._kept)
 
     def save(self, costs: Mapping[int, Seconds]) -> None:
@@ -56,6 +56,14 @@ class CostsFile:
             entries = {k: dict(zip(names, c, strict=True)) for k, c in sorted(self._kept.items())}
             with suppress(OSError):
                 replace_file(self._file, json.dumps(entries, indent=1))
+
+
+def _level(name: str) -> int:
+    """Raises ValueError for what no context's length can give."""
+    level = int(name)
+    if not 0 <= level < 64:
+        raise ValueError
+    return level
 
 
 def _seconds(entry: dict[str, Any], most: int) -> Seconds:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dflash_mlx.metal.verdicts import cache_directory
+from dflash_mlx.machine import cache_directory
 from dflash_mlx.repository import entries
 from dflash_mlx.training.batches import Sample
 
