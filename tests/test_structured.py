@@ -8,7 +8,7 @@ import llguidance.hf
 import mlx.core as mx
 import numpy as np
 import pytest
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_sampler as plain_sampler
 from mlx_lm.tokenizer_utils import load as load_tokenizer
@@ -180,3 +180,21 @@ def test_formats_that_cannot_be_kept(grammar, said, grammars):
     with pytest.raises(DFlashError, match=said) as error:
         grammars.guide(grammar)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ('{"a": 1}', True),
+        ('{"a":1}', True),
+        ('{\n  "a": [\n    1\n  ]\n}', True),
+        ('{"a"' + 17 * " ", False),
+        ("{\n\n", False),
+    ],
+)
+@pytest.mark.parametrize("schema", [{"type": "object"}, {}, True])
+def test_json_may_be_indented_and_does_not_go_on_with_blanks(schema, text, allowed):
+    words = LLTokenizer("byte")
+    matcher = LLMatcher(words, Grammar.json_schema(schema).compiled())
+    tokens = words.tokenize_str(text)
+    assert (matcher.try_consume_tokens(tokens) == len(tokens)) is allowed

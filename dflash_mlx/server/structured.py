@@ -20,6 +20,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.errors import DFlashError, said
 
+# Between JSON's tokens: enough to indent by. Small models would go on with blanks for ever.
+WHITESPACE = r"\n? {0,16}"
+
 
 @dataclass(frozen=True)
 class Grammar:
@@ -61,12 +64,22 @@ class Grammar:
         return replace(self, after=ends)
 
     def compiled(self) -> str:
-        """The grammar as llguidance reads it."""
+        """The grammar as llguidance reads it.
+
+        Raises:
+            DFlashError: a schema is no JSON.
+        """
         if self.kind == "regex":
             return LLMatcher.grammar_from_regex(self.source)
         if self.kind == "lark":
             return LLMatcher.grammar_from_lark(self.source)
-        return LLMatcher.grammar_from_json_schema(self.source)
+        # llguidance takes options with objects alone; {} allows any value, as true does.
+        source = "{}" if self.source == "true" else self.source
+        options = None if source == "false" else {"whitespace_pattern": WHITESPACE}
+        try:
+            return LLMatcher.grammar_from_json_schema(source, defaults=options)
+        except ValueError as error:
+            raise DFlashError(f"The format asked for cannot be kept: {said(error)}.") from error
 
 
 class GrammarGuide:
