@@ -73,11 +73,14 @@ class Grammar:
             return LLMatcher.grammar_from_regex(self.source)
         if self.kind == "lark":
             return LLMatcher.grammar_from_lark(self.source)
-        # llguidance takes options with objects alone; {} allows any value, as true does.
-        source = "{}" if self.source == "true" else self.source
-        options = None if source == "false" else {"whitespace_pattern": WHITESPACE}
         try:
-            return LLMatcher.grammar_from_json_schema(source, defaults=options)
+            if self.source == "false":
+                return LLMatcher.grammar_from_json_schema(self.source)
+            # llguidance takes options with objects alone; {} allows any value, as true does.
+            source = "{}" if self.source == "true" else self.source
+            return LLMatcher.grammar_from_json_schema(
+                source, defaults={"whitespace_pattern": WHITESPACE}
+            )
         except ValueError as error:
             raise DFlashError(f"The format asked for cannot be kept: {said(error)}.") from error
 
