@@ -213,7 +213,9 @@ def stream_generate(
     processors = _checked_processors(logits_processors)
     _check_callable("sampler", sampler)
     _check_callable("prompt_progress_callback", prompt_progress_callback)
-    if not hasattr(tokenizer, "encode"):
+    if costs is not None and not isinstance(costs, Costs):
+        raise DFlashError(f"costs is a {type(costs).__name__}; give what Costs.known makes.")
+    if isinstance(tokenizer, str) or not hasattr(tokenizer, "encode"):
         raise DFlashError(
             f"The tokenizer is a {type(tokenizer).__name__}; give the one that load returned."
         )
@@ -440,7 +442,22 @@ def _checked_processors(processors: Any) -> tuple[LogitsProcessor, ...]:
         sound = False
     if not sound:
         raise DFlashError("logits_processors is no list of functions; give one, or None.")
-    return given
+    return tuple(map(_checked_processor, given))
+
+
+def _checked_processor(process: LogitsProcessor) -> LogitsProcessor:
+    """The same, raising DFlashError where it gives no logits."""
+
+    def checked(tokens: mx.array, logits: mx.array) -> mx.array:
+        given: Any = process(tokens, logits)
+        if isinstance(given, mx.array) and given.shape == logits.shape:
+            return given
+        what = f"shape {given.shape}" if isinstance(given, mx.array) else type(given).__name__
+        raise DFlashError(
+            f"A logits processor gave {what}; let it return logits of shape {logits.shape}."
+        )
+
+    return checked
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

@@ -1,6 +1,7 @@
 """Strings that end a text, found while the text comes in pieces."""
 
 from collections.abc import Iterable
+from types import NoneType
 
 from dflash_mlx.errors import DFlashError
 
@@ -21,6 +22,8 @@ class StopStrings:
         Raises:
             DFlashError: one of them is empty or no string.
         """
+        if not isinstance(strings, (str, Iterable, NoneType)):
+            raise DFlashError(f"stop is a {type(strings).__name__}; give strings, or None.")
         self._strings = (strings,) if isinstance(strings, str) else tuple(strings or ())
         for string in self._strings:
             if not isinstance(string, str) or not string:

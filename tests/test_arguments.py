@@ -34,6 +34,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
         ("sampler", 3),
         ("logits_processors", 3),
         ("logits_processors", [None]),
+        ("costs", 3),
+        ("stop", 3),
         ("prompt_progress_callback", 3),
         ("prompt_cache", 3),
         ("prompt_cache", []),
@@ -53,8 +55,20 @@ def test_what_is_no_pair_and_no_group_is_named(pair: Any) -> None:
     for function in (dflash_mlx.make_prompt_cache, lambda m: dflash_mlx.generate(m, tokenizer, "")):
         with pytest.raises(DFlashError, match="A pair of target and draft is needed"):
             function(model.target)
-    with pytest.raises(DFlashError, match="The tokenizer is a NoneType"):
-        dflash_mlx.generate(model, None, "hi")
+    for wrong in (None, "mlx-community/Qwen3-8B-4bit"):
+        with pytest.raises(DFlashError, match="The tokenizer is a "):
+            dflash_mlx.generate(model, wrong, "hi")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(lambda t, x: None, "NoneType"), (lambda t, x: x[:, :3], r"shape \(1, 3\)")]
+)
+@pytest.mark.parametrize("verify_length", [2, "off"])
+def test_a_processor_that_gives_no_logits_is_told(
+    pair: Any, given: Any, said: str, verify_length: Any
+) -> None:
+    with pytest.raises(DFlashError, match=f"A logits processor gave {said}"):
+        dflash_mlx.generate(*pair, "hi", logits_processors=[given], verify_length=verify_length)
 
 
 @pytest.mark.parametrize(
