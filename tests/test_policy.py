@@ -198,6 +198,15 @@ def test_kept_costs_make_no_start_worse(kept, machine, tmp_path):
     assert with_them >= 0.97 * without
 
 
+def test_a_text_that_is_too_short_for_a_look_still_says_why_it_was_plain():
+    learned = Learned(7)
+    for seed, length in ((0, 600), (1, 20), (2, 20)):
+        policy = AdaptiveLength(learned)
+        run = Run(policy, MACHINES["hopeless"], Text([(200, 0.0)], length, seed))
+    assert set(run.lengths) == {-1}
+    assert policy.reason and "plain steps here" in policy.reason
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_that_nothing_is_accepted_is_found_out_within_32_tokens(machine):
     """Whatever the costs say: here that a draft and its verify cost next to nothing."""
