@@ -45,7 +45,6 @@ class Learned:
         self.credit = CREDIT / 2  # plain steps that looks may lose
         self.patience = SHORT_REST  # the rest behind the next look, in what it may lose
         self.rest = 0.0  # plain steps until the next look, when the latest text ended
-        self.reason: str | None = None  # why it had stopped drafting then
 
     def costs(self, context: int) -> Costs:
         """Costs with `context` tokens in the target's cache, which are taken in doublings."""
@@ -74,6 +73,7 @@ class AdaptiveLength:
     """Chooses between a plain cycle and every verify length; learns over one generation."""
 
     learns = True
+    reason: str | None = None
 
     def __init__(self, learned: Learned):
         self.learned, self._text = learned, Text(learned.chances)
@@ -81,7 +81,7 @@ class AdaptiveLength:
         self._planned = self._plain_left = 0
         self._loss = 0.0
         # A new text may be of another kind, and need not wait as long.
-        self._rest, self.reason = learned.rest / 2, learned.reason
+        self._rest = learned.rest / 2
         self._rate: float | None = None  # tokens a plain step that reading has to beat, if it does
         self._steps: list[float] = []
 
@@ -90,7 +90,8 @@ class AdaptiveLength:
         if self._plain_left or not most:
             self._plain_left = max(self._plain_left - 1, 0)
             return 0
-        if self._rest > 0 and not self._drafting and not self._looking:
+        # Once it was decided for this text, by those before it, nothing changes while it rests.
+        if self._steps and self._rest > 0 and not self._drafting and not self._looking:
             return 0
         costs = self.learned.costs(context)
         self._steps = steps = costs.steps()
@@ -186,5 +187,5 @@ class AdaptiveLength:
 
     def finish(self) -> None:
         self._text.end()
-        self.learned.rest, self.learned.reason = max(self._rest, 0.0), self.reason
+        self.learned.rest = max(self._rest, 0.0)
         self.learned.save()
