@@ -13,6 +13,14 @@ from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, generation_stream, wired
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from dflash_mlx.arguments import (
+    check_callable,
+    check_model,
+    check_quantization,
+    check_whole,
+    checked_processors,
+    fixed_length,
+)
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.decode import (
     BorrowedCache,
@@ -144,7 +152,7 @@ def make_prompt_cache(model: SpeculativeModel) -> PromptCache:
     Raises:
         DFlashError: this is no pair of target and draft.
     """
-    _check_pair(model)
+    check_model(model)
     return model.make_cache()
 
 
@@ -201,18 +209,14 @@ def stream_generate(
     Raises:
         DFlashError: an argument that cannot be meant.
     """
-    _check_pair(model)
-    _check_whole("max_tokens", max_tokens, -1)
-    _check_whole("prefill_step_size", prefill_step_size, 1)
-    _check_whole("kv_group_size", kv_group_size, 1)
-    _check_whole("quantized_kv_start", quantized_kv_start, 0)
-    if kv_bits is not None and kv_bits not in (2, 3, 4, 5, 6, 8):
-        raise DFlashError(f"kv_bits is {kv_bits!r}; give one of 2, 3, 4, 5, 6, 8, or None.")
-    if kv_bits is not None and kv_group_size not in (32, 64, 128):
-        raise DFlashError(f"kv_group_size is {kv_group_size}; give one of 32, 64, 128.")
-    processors = _checked_processors(logits_processors)
-    _check_callable("sampler", sampler)
-    _check_callable("prompt_progress_callback", prompt_progress_callback)
+    check_model(model)
+    check_whole("max_tokens", max_tokens, -1)
+    check_whole("prefill_step_size", prefill_step_size, 1)
+    check_whole("quantized_kv_start", quantized_kv_start, 0)
+    check_quantization(kv_bits, kv_group_size)
+    processors = checked_processors(logits_processors)
+    check_callable("sampler", sampler)
+    check_callable("prompt_progress_callback", prompt_progress_callback)
     if costs is not None and not isinstance(costs, Costs):
         raise DFlashError(f"costs is a {type(costs).__name__}; give what Costs.known makes.")
     if isinstance(tokenizer, str) or not hasattr(tokenizer, "encode"):
@@ -226,7 +230,7 @@ def stream_generate(
     prompt = encode(tokenizer, prompt)
     model.view.check_tokens(prompt)
     stops = StopStrings(stop)
-    _fixed_length(verify_length, model.draft.most_proposals)
+    fixed_length(verify_length, model.draft.most_proposals)
     if max_tokens == 0 or max_tokens < -1:
         raise DFlashError(f"max_tokens is {max_tokens}; give at least 1, or -1 for no limit.")
     if max_kv_size is not None:
@@ -293,7 +297,7 @@ def make_decoder(
     Raises:
         DFlashError: a verify length that cannot be meant.
     """
-    fixed = _fixed_length(verify_length, model.draft.most_proposals)
+    fixed = fixed_length(verify_length, model.draft.most_proposals)
     return Decoder(
         model.view,
         model.draft,
@@ -419,72 +423,6 @@ def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) 
     if not ids:
         raise DFlashError("The prompt is empty; give at least one token.")
     return ids
-
-
-def _check_pair(model: Any) -> None:
-    if not isinstance(model, SpeculativeModel):
-        raise DFlashError(
-            f"A pair of target and draft is needed, and this is a {type(model).__name__}; make one "
-            "with load or SpeculativeModel(target, draft)."
-        )
-
-
-def _check_callable(name: str, value: Any) -> None:
-    if value is not None and not callable(value):
-        raise DFlashError(f"{name} is a {type(value).__name__}; give a function.")
-
-
-def _checked_processors(processors: Any) -> tuple[LogitsProcessor, ...]:
-    try:
-        given = tuple(processors or ())
-        sound = all(map(callable, given))
-    except TypeError:
-        sound = False
-    if not sound:
-        raise DFlashError("logits_processors is no list of functions; give one, or None.")
-    return tuple(map(_checked_processor, given))
-
-
-def _checked_processor(process: LogitsProcessor) -> LogitsProcessor:
-    """The same, raising DFlashError where it gives no logits."""
-
-    def checked(tokens: mx.array, logits: mx.array) -> mx.array:
-        given: Any = process(tokens, logits)
-        if isinstance(given, mx.array) and given.shape == logits.shape:
-            return given
-        what = f"shape {given.shape}" if isinstance(given, mx.array) else type(given).__name__
-        raise DFlashError(
-            f"A logits processor gave {what}; let it return logits of shape {logits.shape}."
-        )
-
-    return checked
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    """Raise DFlashError unless an argument is a whole number, and not too small."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        hint = ", or -1 for no limit" if least == -1 else ""
-        least = max(least, 1) if hint else least
-        raise DFlashError(f"{name} is {value!r:.40}; give at least {least}{hint}.")
-
-
-def _fixed_length(verify_length: int | str | None, most: int) -> int | None:
-    """The number of proposals asked for; None where each cycle decides."""
-    if most == 0 and verify_length not in (None, 0, "off"):
-        raise DFlashError(
-            "There is no draft, so nothing can be drafted; give one, or turn drafting off with "
-            '--verify-length off (verify_length="off" in Python).'
-        )
-    if verify_length is None:
-        return most
-    if verify_length in ("auto", "off"):
-        return None if verify_length == "auto" else 0
-    if not isinstance(verify_length, int) or not 0 <= verify_length <= most:
-        raise DFlashError(
-            f"verify_length is {verify_length!r}; this draft proposes {most} tokens, so give "
-            f'"auto", "off" or a number from 0 (plain decoding) to {most}.'
-        )
-    return verify_length
 
 
 def _adaptive_length(model: SpeculativeModel, costs: Costs | None) -> AdaptiveLength:
