@@ -5,7 +5,8 @@ from dflash_mlx.decode.cache import BorrowedCache, Moment, PromptCache
 from dflash_mlx.decode.costs import costs_file
 from dflash_mlx.decode.emission import Token
 from dflash_mlx.decode.guide import Guide, restrict
-from dflash_mlx.decode.loop import Decoder, Options, Prefilled
+from dflash_mlx.decode.loop import Decoder, Prefilled
+from dflash_mlx.decode.options import Options
 from dflash_mlx.decode.randomness import OwnState
 from dflash_mlx.decode.sampling import Sampler, make_sampler
 from dflash_mlx.decode.statistics import Statistics

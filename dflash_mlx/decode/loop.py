@@ -2,19 +2,16 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import (
-    DEFAULT_QUANTIZED_KV_START,
     generation_stream,
     maybe_quantize_kv_cache,
 )
-from mlx_lm.sample_utils import greedy_sampler
 
 from dflash_mlx.decode.acceptance import (
-    LogitsProcessor,
     acceptance_rule,
     log_probabilities,
     read,
@@ -24,39 +21,16 @@ from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.emission import Emission, Token
 from dflash_mlx.decode.feed import ContextFeed
-from dflash_mlx.decode.guide import Guide, restrict
+from dflash_mlx.decode.guide import restrict
+from dflash_mlx.decode.options import Options
 from dflash_mlx.decode.phases import phase
 from dflash_mlx.decode.plain import KeyedChoice, plain_choice
-from dflash_mlx.decode.randomness import RandomState, ThreadState
-from dflash_mlx.decode.sampling import Drawn, Likeliest, Sampler
+from dflash_mlx.decode.sampling import Drawn, Likeliest
 from dflash_mlx.decode.statistics import Statistics
 from dflash_mlx.draft import Choice, DFlashDraft, Proposals
 from dflash_mlx.errors import UnsupportedTarget
 from dflash_mlx.policy import Cycle, Policy
 from dflash_mlx.target import TargetView, Transaction
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a generation runs; the names and meanings of mlx_lm's `generate_step`.
-
-    `sample_proposals` draws proposals from the draft's own distribution where the sampler is from
-    our `make_sampler`; otherwise they are the draft's likeliest tokens. None leaves it to the
-    draft. `random_state` is what such a sampler draws from. `guide` rules what the text may be.
-    """
-
-    max_tokens: int = 256
-    stop_tokens: frozenset[int] = frozenset()
-    sampler: Sampler = greedy_sampler
-    logits_processors: Sequence[LogitsProcessor] = ()
-    prefill_step_size: int = 2048
-    kv_bits: int | None = None
-    kv_group_size: int = 64
-    quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START
-    prompt_progress_callback: Callable[[int, int], None] = lambda done, total: None
-    sample_proposals: bool | None = None
-    random_state: RandomState = field(default_factory=ThreadState)
-    guide: Guide | None = None
 
 
 @dataclass(frozen=True)
