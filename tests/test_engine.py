@@ -176,6 +176,14 @@ def test_stopping_in_the_listener_holds_at_once(engine, pair):
     assert ids[:9] == expected(pair, 1, 9) and len(ids) < 9 + 4
 
 
+def test_a_top_k_beyond_the_vocabulary_leaves_out_nothing(engine):
+    texts = [
+        answer(engine, Job(prompt(2), TOKENS, sampling=Sampling(1.5, top_k=top_k, seed=3)))
+        for top_k in (0, 10**6, 1)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_log_probabilities(engine, pair):
     model, tokenizer = pair
     client = Client(engine, Job(prompt(1), 6, logprobs=True, top_logprobs=3, verify_length=2))

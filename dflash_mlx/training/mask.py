@@ -29,7 +29,8 @@ def mask_token(vocab_size: int, tokenizer: TokenizerWrapper, wanted: str | None 
     """
     if wanted is not None:
         return _named(wanted, vocab_size, tokenizer)
-    for found in mask_tokens(vocab_size, tokenizer):
+    found = next(mask_tokens(vocab_size, tokenizer), None)
+    if found is not None:
         return found
     raise DFlashError(
         "The tokenizer has neither a mask token, nor padding, an unused id or a special token to "
