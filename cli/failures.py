@@ -1,5 +1,6 @@
 """Whatever goes wrong in a command, as one sentence; the streams that it is said and written on."""
 
+import codecs
 import errno
 import io
 import os
@@ -24,7 +25,8 @@ class _Closed(io.TextIOBase):
 def ready_streams() -> None:
     """Make stdin, stdout and stderr such that every text can be written, and none is missing.
 
-    What a narrower encoding than UTF-8 cannot write becomes a question mark.
+    What a narrower encoding than UTF-8 cannot write becomes a question mark, and what ASCII cannot
+    read is read as UTF-8.
     """
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
@@ -32,6 +34,11 @@ def ready_streams() -> None:
         sys.stdout = _Closed("stdout")
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if (
+        isinstance(sys.stdin, io.TextIOWrapper)
+        and codecs.lookup(sys.stdin.encoding).name == "ascii"
+    ):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

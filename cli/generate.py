@@ -18,7 +18,7 @@ from dflash_mlx.conversation.figures import Figures
 from dflash_mlx.decode import make_sampler
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.advice import advice
-from dflash_mlx.texts import check_text
+from dflash_mlx.texts import argument_text, check_text
 
 Prompt = Annotated[
     str | None,
@@ -138,6 +138,6 @@ def read_prompt(prompt: str | None) -> str:
     if not prompt.strip():
         raise UsageError("The prompt is empty; give some text.")
     try:
-        return check_text(prompt, "The prompt")
+        return check_text(argument_text(prompt), "The prompt")
     except DFlashError as error:
         raise UsageError(str(error)) from error

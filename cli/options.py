@@ -9,6 +9,7 @@ import typer
 
 from dflash_mlx.demo import demo_paths
 from dflash_mlx.json_text import parse_json
+from dflash_mlx.texts import argument_text
 
 # The class that Typer's usage errors share; it exports only this one of them.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -65,7 +66,11 @@ def token_limit(value: int) -> int:
 def stop_strings(value: list[str] | None) -> list[str] | None:
     if value and "" in value:
         raise typer.BadParameter("an empty string would end every text; give some text.")
-    return value
+    return value and list(map(argument_text, value))
+
+
+def system_prompt(value: str | None) -> str | None:
+    return value and argument_text(value)
 
 
 def draft_bits(value: int | None) -> int | None:
@@ -215,7 +220,12 @@ Seed = Annotated[
 
 SystemPrompt = Annotated[
     str | None,
-    typer.Option(help="A system message.", show_default=False, rich_help_panel=_PROMPT),
+    typer.Option(
+        callback=system_prompt,
+        help="A system message.",
+        show_default=False,
+        rich_help_panel=_PROMPT,
+    ),
 ]
 Think = Annotated[
     bool | None,

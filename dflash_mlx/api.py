@@ -37,6 +37,7 @@ from dflash_mlx.distributed.sharding import load_sharded
 from dflash_mlx.errors import DFlashError, InvalidCache, said
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.policy import AdaptiveLength, Costs, CostsFile, FixedLength, Learned
+from dflash_mlx.repository import check_source
 from dflash_mlx.stop_strings import StopStrings
 from dflash_mlx.target_checkpoint import load_target
 from dflash_mlx.tokens import encode_text
@@ -124,6 +125,7 @@ def load(
     """
     from dflash_mlx.published import find_draft
 
+    check_source(path_or_hf_repo)
     if draft is None:
         draft = find_draft(path_or_hf_repo)
     loads = load_target

@@ -42,9 +42,17 @@ class SpeculativeModel:
                 whole in each of them. All must then make the same calls in the same order.
 
         Raises:
-            PairError: the draft was not made for this target.
+            PairError: the draft was not made for this target, or one of the two is something else.
             UnsupportedTarget: the target's family cannot work.
         """
+        if not callable(target) or isinstance(target, SpeculativeModel | DFlashDraft):
+            raise PairError(
+                f"The target is a {type(target).__name__}; give a model that mlx_lm loaded."
+            )
+        if draft is not None and not hasattr(draft, "propose"):
+            raise PairError(
+                f"The draft is a {type(draft).__name__}; give one that load_draft made, or None."
+            )
         self.target = target
         self.draft = NoDraft() if draft is None else draft
         self.view = TargetView(target)

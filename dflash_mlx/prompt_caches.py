@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import cache as mlx_cache
 
+from dflash_mlx.arguments import check_whole
 from dflash_mlx.decode import PromptCache
 from dflash_mlx.draft import Context, LayerGroup
 from dflash_mlx.errors import CheckpointError, DFlashError, InvalidCache, said
@@ -25,7 +26,12 @@ _OURS = "dflash-mlx"
 
 
 def can_trim_prompt_cache(cache: PromptCache | list[Any]) -> bool:
-    """Whether the last tokens can be taken out of a cache."""
+    """Whether the last tokens can be taken out of a cache.
+
+    Raises:
+        InvalidCache: it is none.
+    """
+    _check_cache(cache)
     if isinstance(cache, PromptCache):
         return cache.valid and can_rewind(cache.target)
     return mlx_cache.can_trim_prompt_cache(cache)
@@ -36,7 +42,13 @@ def trim_prompt_cache(cache: PromptCache | list[Any], num_tokens: int) -> int:
 
     Returns:
         How many were taken out; 0 where the cache cannot be trimmed.
+
+    Raises:
+        InvalidCache: it is none.
+        DFlashError: `num_tokens` is no whole number from 0.
     """
+    _check_cache(cache)
+    check_whole("num_tokens", num_tokens, 0)
     if not isinstance(cache, PromptCache):
         return cast(int, mlx_cache.trim_prompt_cache(cache, num_tokens))
     if not can_trim_prompt_cache(cache):
@@ -62,9 +74,14 @@ def save_prompt_cache(
         metadata: texts to keep beside it.
 
     Raises:
-        DFlashError: the cache is half-written or of a class that mlx_lm cannot read back, or the
-            file cannot be written.
+        InvalidCache: it is none, or half-written.
+        DFlashError: the cache is of a class that mlx_lm cannot read back, another argument cannot
+            be meant, or the file cannot be written.
     """
+    _check_cache(cache)
+    file = _path(file_name)
+    if not _are_texts(metadata):
+        raise DFlashError("metadata is no mapping of texts to texts; give one, or None.")
     kinds, states = [type(c).__name__ for c in cache], [c.state for c in cache]
     for kind in [*kinds, *(type(leaf).__name__ for leaf in leaves(cache))]:
         if not hasattr(mlx_cache, kind):
@@ -74,7 +91,6 @@ def save_prompt_cache(
         state, about[_OURS] = _packed(cache)
         states.append(state)
     arrays, scalars = _as_arrays(states)
-    file = Path(file_name)
     if file.suffix != ".safetensors":
         file = file.with_name(file.name + ".safetensors")
     unfinished = file.with_name(f".{file.stem}.{os.getpid()}.safetensors")
@@ -96,8 +112,9 @@ def load_prompt_cache(file_name: str | Path, return_metadata: bool = False) -> A
 
     Raises:
         CheckpointError: there is no such file, or it is something else.
+        DFlashError: `file_name` is no path.
     """
-    if not Path(file_name).is_file():
+    if not _path(file_name).is_file():
         raise CheckpointError(f"There is no file {file_name}.")
     try:
         plain, metadata = mlx_cache.load_prompt_cache(str(file_name), return_metadata=True)
@@ -109,6 +126,31 @@ def load_prompt_cache(file_name: str | Path, return_metadata: bool = False) -> A
             "save_prompt_cache wrote."
         ) from error
     return (cache, metadata) if return_metadata else cache
+
+
+def _check_cache(cache: Any) -> None:
+    """Raise InvalidCache unless it is a prompt cache, ours or a plain list of mlx_lm's."""
+    if isinstance(cache, PromptCache):
+        return
+    if not isinstance(cache, list) or not all(hasattr(leaf, "is_trimmable") for leaf in cache):
+        what = "list of other things" if isinstance(cache, list) else type(cache).__name__
+        raise InvalidCache(
+            f"The prompt cache is a {what}; give one that make_prompt_cache made, ours or mlx_lm's."
+        )
+
+
+def _path(file_name: Any) -> Path:
+    if not isinstance(file_name, (str, os.PathLike)):
+        raise DFlashError(f"file_name is a {type(file_name).__name__}; give a path.")
+    return Path(file_name)
+
+
+def _are_texts(metadata: Any) -> bool:
+    if metadata is None:
+        return True
+    return isinstance(metadata, Mapping) and all(
+        isinstance(text, str) for entry in metadata.items() for text in entry
+    )
 
 
 def _packed(cache: PromptCache) -> tuple[dict[str, Any], str]:

@@ -28,12 +28,20 @@ _DRAFT_WORDS = ("DFlash", "DSpark", "DFly", "Domino", "AssistantModel", "Eagle",
 _TARGET_FILES = DEFAULT_ALLOW_PATTERNS
 
 
+def check_source(path_or_repo: Any) -> None:
+    """Raise CheckpointError unless something may be the name of a directory or repository."""
+    if not isinstance(path_or_repo, (str, Path)) or not str(path_or_repo).strip():
+        what = "empty" if isinstance(path_or_repo, str) else f"a {type(path_or_repo).__name__}"
+        raise CheckpointError(f"A model's name is {what}; give a directory or a hub id.")
+
+
 def resolve(path_or_repo: str | Path, revision: str | None = None, *, draft: bool = False) -> Path:
     """The local directory of a path or hub id, downloaded if it has to be.
 
     Raises:
         CheckpointError: there is no such directory, repository, revision or network.
     """
+    check_source(path_or_repo)
     directory = local_directory(path_or_repo)
     if directory is not None:
         return directory

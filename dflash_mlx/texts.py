@@ -5,6 +5,17 @@ from pathlib import Path
 from dflash_mlx.errors import DFlashError
 
 
+def argument_text(argument: str) -> str:
+    """An argument of a command as the UTF-8 it is, in a locale that knows ASCII alone as well.
+
+    There Python keeps other bytes as surrogates. What is no UTF-8 stays as it is.
+    """
+    try:
+        return argument.encode("ascii", "surrogateescape").decode()
+    except UnicodeError:
+        return argument
+
+
 def check_text(text: str, what: str = "The text") -> str:
     """The same text, if every character of it can be encoded.
 

@@ -60,6 +60,56 @@ def test_what_is_no_pair_and_no_group_is_named(pair: Any) -> None:
             dflash_mlx.generate(model, wrong, "hi")
 
 
+@pytest.mark.parametrize("given", [None, 3, "", b"x"])
+def test_a_name_that_is_none_is_told(given: Any) -> None:
+    def load_with_draft(name: Any) -> Any:
+        return dflash_mlx.load(name, draft="org/draft")
+
+    for load in (dflash_mlx.load, dflash_mlx.load_draft, load_with_draft):
+        with pytest.raises(DFlashError, match="give a directory or a hub id"):
+            load(given)
+
+
+def test_what_cannot_be_paired_is_told(pair: Any) -> None:
+    model, _ = pair
+    for target in (None, "org/target", model, model.draft):
+        with pytest.raises(DFlashError, match="The target is a "):
+            dflash_mlx.SpeculativeModel(target, model.draft)
+    for draft in ("org/draft", model.target, model):
+        with pytest.raises(DFlashError, match="The draft is a "):
+            dflash_mlx.SpeculativeModel(model.target, draft)
+
+
+@pytest.mark.parametrize("given", [None, 3, "cache.safetensors", {}, [None], [1, 2]])
+def test_what_is_no_prompt_cache_is_told(given: Any, tmp_path: Path) -> None:
+    for function in (
+        dflash_mlx.can_trim_prompt_cache,
+        lambda cache: dflash_mlx.trim_prompt_cache(cache, 1),
+        lambda cache: dflash_mlx.save_prompt_cache(tmp_path / "cache", cache),
+    ):
+        with pytest.raises(DFlashError, match="The prompt cache is a "):
+            function(given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_arguments_of_the_cache_functions_are_told(pair: Any, tmp_path: Path) -> None:
+    cache = dflash_mlx.make_prompt_cache(pair[0])
+    for number in (-1, None, 1.5, "1"):
+        with pytest.raises(DFlashError, match="num_tokens is "):
+            dflash_mlx.trim_prompt_cache(cache, number)
+    for metadata in (3, [1], {"a": 1}, {1: "a"}):
+        with pytest.raises(DFlashError, match="metadata is no mapping of texts"):
+            dflash_mlx.save_prompt_cache(tmp_path / "cache", cache, metadata)
+    for function in (
+        dflash_mlx.load_prompt_cache,
+        lambda f: dflash_mlx.save_prompt_cache(f, cache),
+    ):
+        for name in (None, 3, [tmp_path]):
+            with pytest.raises(DFlashError, match="file_name is a "):
+                function(name)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("given", "said"), [(lambda t, x: None, "NoneType"), (lambda t, x: x[:, :3], r"shape \(1, 3\)")]
 )

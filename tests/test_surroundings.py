@@ -99,6 +99,16 @@ def test_tables_in_a_narrow_locale(pair: list[str], env: dict[str, str]) -> None
     assert process("models", "--inspect", pair[1], **env)[0] == 0
 
 
+@linux
+def test_bytes_of_a_command_line_are_utf_8_in_a_locale_of_ascii(pair: list[str]) -> None:
+    narrow = {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    texts = ["--system-prompt", "Grüß dich", "--stop", "ü"]
+    for env in ({}, narrow):
+        assert process("generate", "-p", "Grüß", *texts, *pair, "--max-tokens", "2", **env)[0] == 0
+    code, stderr = process("generate", "-p", b"Gr\xfc", *pair, **narrow)  # type: ignore[arg-type]
+    assert code == 2 and "a byte that is no UTF-8 (0xFC)" in stderr
+
+
 @pytest.mark.slow
 def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("dflash-mlx")
