@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from dflash_mlx.decode.phases import phase
 from dflash_mlx.decode.plain import PlainChoice
-from dflash_mlx.draft import Proposals
+from dflash_mlx.propose import Proposals
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.decode.plain import PlainChoice
-from dflash_mlx.draft import Proposals
 from dflash_mlx.policy import Policy
+from dflash_mlx.propose import Proposals
 
 
 class Agreement(Protocol):

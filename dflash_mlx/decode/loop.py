@@ -27,9 +27,10 @@ from dflash_mlx.decode.phases import phase
 from dflash_mlx.decode.plain import KeyedChoice, plain_choice
 from dflash_mlx.decode.sampling import Drawn, Likeliest
 from dflash_mlx.decode.statistics import Statistics
-from dflash_mlx.draft import Choice, DFlashDraft, Proposals
+from dflash_mlx.draft import Choice, DFlashDraft
 from dflash_mlx.errors import UnsupportedTarget
 from dflash_mlx.policy import Cycle, Policy
+from dflash_mlx.propose import Proposals
 from dflash_mlx.target import TargetView, Transaction
 
 

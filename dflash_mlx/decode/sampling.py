@@ -9,8 +9,8 @@ import mlx.core as mx
 import mlx_lm.sample_utils as mlx_lm_samplers
 
 from dflash_mlx.decode.randomness import Draws
-from dflash_mlx.draft import Proposals
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.propose import Proposals
 
 Sampler = Callable[[mx.array], mx.array]
 Filter = Callable[[mx.array, mx.array], mx.array]

@@ -12,8 +12,8 @@ import mlx.core as mx
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.decode.plain import PlainChoice
 from dflash_mlx.distributed.ranks import Ranks
-from dflash_mlx.draft import Proposals
 from dflash_mlx.policy import Cycle, Policy
+from dflash_mlx.propose import Proposals
 
 # Cycles that follow when rank 0 chooses a plain one. To be told costs a plain cycle the overlap of
 # host and device, as the message waits for the token before.

@@ -4,7 +4,8 @@ from dflash_mlx.draft.absent import NoDraft
 from dflash_mlx.draft.config import DraftConfig
 from dflash_mlx.draft.context import Context, LayerGroup
 from dflash_mlx.draft.model import DFlashDraft
-from dflash_mlx.draft.proposals import Choice, Proposals
+from dflash_mlx.draft.proposals import Choice
+from dflash_mlx.propose import Proposals
 
 __all__ = [
     "Choice",

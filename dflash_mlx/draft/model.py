@@ -11,9 +11,10 @@ from dflash_mlx.draft.context import Context
 from dflash_mlx.draft.heads import Block, ConfidenceHead, Head, make_head
 from dflash_mlx.draft.layer import make_layer
 from dflash_mlx.draft.projection import ContextProjection, kind_of
-from dflash_mlx.draft.proposals import Choice, Proposals, as_choice
+from dflash_mlx.draft.proposals import Choice, as_choice
 from dflash_mlx.draft.rope import make_rope
 from dflash_mlx.errors import CheckpointError, DFlashError
+from dflash_mlx.propose import Lattice, Proposals
 
 Embed = Callable[[mx.array], mx.array]
 
@@ -251,11 +252,45 @@ class DFlashDraft(nn.Module):
             Proposals in the target's ids. Their confidence is a chance, 0 … 1: what the draft's
             confidence head says, after the sigmoid, or the likelihood of the tokens themselves.
         """
+        block = self._block(anchor, context, count, embed, head)
+        proposals = self.head.propose(block, as_choice(choose))
+        if self.config.confidence:
+            previous = mx.concatenate([anchor, proposals.tokens[:-1].astype(anchor.dtype)])
+            embedded = self.head.embed_previous(previous)
+            proposals.confidence = self.confidence_head(block.rows, embedded)
+        return proposals
+
+    def lattice(
+        self,
+        anchor: mx.array,
+        context: Context,
+        count: int,
+        embed: Embed,
+        head: Embed,
+        choose: Choice | Callable[[mx.array], Proposals],
+        *,
+        width: int,
+        temp: float = 1.0,
+    ) -> Lattice:
+        """One forward: candidates for a tree over the `count` positions after the anchor.
+
+        Args:
+            anchor, context, count, embed, head, choose: as for `propose`.
+            width: candidates of a position, at most.
+            temp: temperature of the text to come, 1 where it is greedy.
+        """
+        block = self._block(anchor, context, count, embed, head)
+        return self.head.lattice(block, as_choice(choose), width, temp)
+
+    def _block(
+        self, anchor: mx.array, context: Context, count: int, embed: Embed, head: Embed
+    ) -> Block:
+        """One forward, ready for the head."""
         embeddings = self._embed_block(anchor, embed)
         if self.config.input_scale != 1.0:
             embeddings = embeddings * self.config.input_scale
         hidden = self(embeddings, context)[0]
-        block = Block(
+        return Block(
             anchor=anchor,
             before=anchor if context.before is None else mx.array([context.before], anchor.dtype),
             hidden=hidden,
@@ -266,12 +301,6 @@ class DFlashDraft(nn.Module):
             spread=self._spread,
             to_target=self._to_target,
         )
-        proposals = self.head.propose(block, as_choice(choose))
-        if self.config.confidence:
-            previous = mx.concatenate([anchor, proposals.tokens[:-1].astype(anchor.dtype)])
-            embedded = self.head.embed_previous(previous)
-            proposals.confidence = self.confidence_head(block.rows, embedded)
-        return proposals
 
     def _embed(self, tokens: mx.array, embed: Embed) -> mx.array:
         """Tokens [1, L] -> [1, L, H], by the draft's own embedding if it has one."""

@@ -1,42 +1,11 @@
-"""What a draft hands to the verify: token ids, and how sure it is of them."""
+"""How proposals are taken from a draft's logits."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import mlx.core as mx
 
-
-@dataclass
-class Proposals:
-    """The proposals of one block, all lazy.
-
-    Attributes:
-        tokens: [m] token ids.
-        confidence: [m] how likely the draft thinks each token is to be accepted if those before it
-            were, 0 … 1, for the choice of the verify length: of its confidence head, after the
-            sigmoid, or else what it gives the token itself. None when it does not say.
-    """
-
-    tokens: mx.array
-    confidence: mx.array | None = None
-
-    def first(self, m: int) -> "Proposals":
-        """The first m of them."""
-        if m == self.tokens.size:
-            return self
-        return Proposals(self.tokens[:m], None if self.confidence is None else self.confidence[:m])
-
-    @classmethod
-    def joined(cls, parts: Sequence["Proposals"]) -> "Proposals":
-        """Blocks one after the other as one."""
-        if len(parts) == 1:
-            return parts[0]
-        said = [part.confidence for part in parts if part.confidence is not None]
-        return cls(
-            mx.concatenate([part.tokens for part in parts]),
-            mx.concatenate(said) if len(said) == len(parts) else None,
-        )
+from dflash_mlx.propose import Proposals
 
 
 class Choice(Protocol):

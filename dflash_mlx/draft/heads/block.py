@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from dflash_mlx.draft.proposals import Choice, Proposals
+from dflash_mlx.draft.proposals import Choice
+from dflash_mlx.propose import Lattice, Proposals
+from dflash_mlx.propose.lattice import likeliest
 
 
 @dataclass
@@ -57,9 +59,38 @@ class Head(nn.Module):
         """Proposals for `block.count` positions, in the target's ids."""
         raise NotImplementedError
 
+    def lattice(self, block: Block, choose: Choice, width: int, temp: float) -> Lattice:
+        """Candidates for a tree: here each row's likeliest tokens, as the head gives the row behind
+        the tokens that it proposes itself.
+
+        Args:
+            block: the block.
+            choose: as for `propose`.
+            width: candidates of a position.
+            temp: temperature of the text to come, 1 where it is greedy.
+        """
+        kept = _Kept(choose)
+        self.propose(block, kept)
+        return likeliest(mx.concatenate(kept.rows), width, temp)
+
     def embed_previous(self, tokens: mx.array) -> mx.array | None:
         """A chain's embedding [n, r] of the tokens before the rows; None where there is none."""
         return None
+
+
+class _Kept:
+    """A Choice that keeps the rows it chooses from."""
+
+    def __init__(self, choose: Choice):
+        self._choose = choose
+        self.rows: list[mx.array] = []
+
+    def __call__(self, logits: mx.array, position: int = 0) -> Proposals:
+        self.rows.append(logits)
+        return self._choose(logits, position)
+
+    def among(self, position: int, scores: mx.array) -> tuple[mx.array, mx.array]:
+        return self._choose.among(position, scores)
 
 
 def chained(block: Block, choose: Choice, logits: Callable[[int, mx.array], mx.array]) -> Proposals:

@@ -5,7 +5,8 @@ import mlx.nn as nn
 
 from dflash_mlx.draft.config import CorrectionConfig
 from dflash_mlx.draft.heads.block import Block, Head, chained
-from dflash_mlx.draft.proposals import Choice, Proposals
+from dflash_mlx.draft.proposals import Choice
+from dflash_mlx.propose import Proposals
 
 
 class HiddenCorrection(Head):

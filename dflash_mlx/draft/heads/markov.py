@@ -5,7 +5,8 @@ import mlx.nn as nn
 
 from dflash_mlx.draft.config import MarkovConfig
 from dflash_mlx.draft.heads.block import Block, Head, chained
-from dflash_mlx.draft.proposals import Choice, Proposals
+from dflash_mlx.draft.proposals import Choice
+from dflash_mlx.propose import Lattice, Proposals
 
 
 class MarkovHead(Head):
@@ -33,6 +34,10 @@ class MarkovHead(Head):
         return self.markov_w1(tokens)
 
     def propose(self, block: Block, choose: Choice) -> Proposals:
+        return self._chain(block, choose)[0]
+
+    def _chain(self, block: Block, choose: Choice) -> tuple[Proposals, list[mx.array]]:
+        """The proposals, and each row's logits [1, Vd] that they were chosen from."""
         base, rows = block.logits(block.rows), block.rows
         state = mx.zeros((1, self.markov_w2.weight.shape[-1])) if self.kind == "rnn" else None
         if state is not None:
@@ -41,12 +46,46 @@ class MarkovHead(Head):
             for row in range(block.first):
                 _, state = self._step(state, block.anchor, block.hidden[row : row + 1])
 
+        shown: list[mx.array] = []
+
         def logits(j: int, before: mx.array) -> mx.array:
             nonlocal state
             bias, state = self._step(state, before, rows[j : j + 1])
-            return base[j : j + 1] + self.markov_w2(bias).astype(base.dtype)
+            shown.append(base[j : j + 1] + self.markov_w2(bias).astype(base.dtype))
+            return shown[-1]
 
-        return chained(block, choose, logits)
+        return chained(block, choose, logits), shown
+
+    def lattice(self, block: Block, choose: Choice, width: int, temp: float) -> Lattice:
+        """The chain's own scores, of each row's candidates behind those of the row before.
+
+        Candidates are a row's likeliest tokens behind the chain's own proposals.
+
+        A recurrence depends on the whole path; there the rows behind its own proposals are taken.
+        """
+        if self.kind == "rnn":
+            return super().lattice(block, choose, width, temp)
+        base, h = block.logits(block.rows).astype(mx.float32), block.rows
+        width = min(width, base.shape[-1])
+        shown = mx.concatenate(self._chain(block, choose)[1])
+        found = mx.argpartition(-shown, kth=width - 1, axis=-1)
+        drafted, others = found[:, :width], found[:, width:]
+        tokens = block.to_target(drafted)
+        anchors = mx.broadcast_to(block.anchor, (1, width)).astype(tokens.dtype)
+        before = self.markov_w1(mx.concatenate([anchors, tokens[:-1]]))
+        if self.kind == "gated":
+            shape = *before.shape[:2], h.shape[-1]
+            rows = mx.broadcast_to(h[:, None].astype(before.dtype), shape)
+            before = mx.sigmoid(self.gate_proj(mx.concatenate([rows, before], axis=-1))) * before
+        pairs = before @ rows_of(self.markov_w2, drafted).swapaxes(-1, -2).astype(before.dtype)
+        own = mx.take_along_axis(base, drafted, axis=-1)
+        scores = (own[:, None] + pairs.astype(mx.float32)) * (1.0 / temp)
+        whole = mx.logsumexp(scores, axis=-1, keepdims=True)
+        if others.shape[-1]:
+            # What the bias does to the other tokens is not worked out.
+            rest = mx.take_along_axis(base, others, axis=-1) * (1.0 / temp)
+            whole = mx.logaddexp(whole, mx.logsumexp(rest, axis=-1, keepdims=True)[:, None])
+        return Lattice(tokens, scores - whole)
 
     def _step(
         self, state: mx.array | None, before: mx.array, h: mx.array
@@ -62,3 +101,18 @@ class MarkovHead(Head):
         gate, candidate, out = mx.split(joint, 3, axis=-1)
         gate = mx.sigmoid(gate)
         return mx.tanh(out), gate * state + (1 - gate) * mx.tanh(candidate)
+
+
+def rows_of(linear: nn.Linear | nn.QuantizedLinear, ids: mx.array) -> mx.array:
+    """The weight rows [..., K] of some outputs, dequantized."""
+    if not isinstance(linear, nn.QuantizedLinear):
+        return linear.weight[ids]
+    biases = linear.get("biases")
+    return mx.dequantize(
+        linear.weight[ids],
+        linear.scales[ids],
+        None if biases is None else biases[ids],
+        linear.group_size,
+        linear.bits,
+        linear.mode,
+    )

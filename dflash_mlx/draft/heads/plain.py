@@ -1,7 +1,8 @@
 """DFlash 1: each row stands alone."""
 
 from dflash_mlx.draft.heads.block import Block, Head
-from dflash_mlx.draft.proposals import Choice, Proposals
+from dflash_mlx.draft.proposals import Choice
+from dflash_mlx.propose import Proposals
 
 
 class PlainRows(Head):

@@ -8,7 +8,8 @@ import mlx.nn as nn
 
 from dflash_mlx.draft.config import RefinerConfig
 from dflash_mlx.draft.heads.block import Block, Head
-from dflash_mlx.draft.proposals import Choice, Proposals
+from dflash_mlx.draft.proposals import Choice
+from dflash_mlx.propose import Proposals
 
 
 class Refiner(Head):

@@ -5,7 +5,8 @@ import mlx.nn as nn
 
 from dflash_mlx.draft.config import SelectorConfig
 from dflash_mlx.draft.heads.block import Block, Head
-from dflash_mlx.draft.proposals import Choice, Proposals
+from dflash_mlx.draft.proposals import Choice
+from dflash_mlx.propose import Lattice, Proposals
 
 
 class CandidateSelector(Head):
@@ -28,6 +29,16 @@ class CandidateSelector(Head):
         logits = block.logits(block.rows)
         return self.select(block.anchor, block.rows, logits, self.top_k, choose)
 
+    def lattice(self, block: Block, choose: Choice, width: int, temp: float) -> Lattice:
+        """The selector's own scores, of every candidate behind every one of the position before."""
+        candidates, own = _candidates(block.logits(block.rows), min(self.top_k, width))
+        anchors = mx.broadcast_to(block.anchor, (1, candidates.shape[1])).astype(candidates.dtype)
+        before = mx.concatenate([anchors, candidates[:-1]])
+        driven = self.predecessor_codebook[before] * self.hidden_projection(block.rows)[:, None]
+        pairs = driven @ self.successor_codebook[candidates].swapaxes(-1, -2)
+        scores = (own[:, None] + pairs.astype(mx.float32)) * (1.0 / temp)
+        return Lattice(candidates, scores - mx.logsumexp(scores, axis=-1, keepdims=True))
+
     def select(
         self,
         anchor: mx.array,
@@ -45,9 +56,7 @@ class CandidateSelector(Head):
             top_k: candidates per position.
             choose: takes one of a position's candidates by their scores S.
         """
-        logits = logits.astype(mx.float32)
-        candidates = mx.sort(mx.argpartition(-logits, kth=top_k - 1, axis=-1)[:, :top_k], axis=-1)
-        own = mx.take_along_axis(logits, candidates, axis=-1)
+        candidates, own = _candidates(logits, top_k)
         projected = self.hidden_projection(hidden)
         successors = self.successor_codebook[candidates]
         tokens, confidence, before = [], [], anchor
@@ -59,3 +68,10 @@ class CandidateSelector(Head):
             before = candidates[t][chosen][None]
             tokens.append(before)
         return Proposals(mx.concatenate(tokens), mx.stack(confidence))
+
+
+def _candidates(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """Logits [m, V] -> each row's k likeliest tokens, in the order of their ids; their logits."""
+    logits = logits.astype(mx.float32)
+    candidates = mx.sort(mx.argpartition(-logits, kth=k - 1, axis=-1)[:, :k], axis=-1)
+    return candidates, mx.take_along_axis(logits, candidates, axis=-1)
