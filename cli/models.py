@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,8 @@ from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.hub import cached_models, cached_targets
 from dflash_mlx.measure.inspection import CacheKind, DraftReport, TargetReport, inspect, misfit
 from dflash_mlx.published import PAIRS, find_pair
+
+UNFOLDED = 120  # columns of the list of pairs where nobody watches
 
 Inspect = Annotated[
     str | None,
@@ -79,7 +82,9 @@ def _list() -> None:
             first = draft == pair.draft
             row = (pair.target if first else "  or", draft, size(here) if here is not None else "-")
             table.add_row(*(Text(cell) for cell in row), style="bold" if here else None)
-    out.print(table)
+    # Where nobody watches, names stay whole, so that they can be searched for.
+    wide = out if out.is_terminal else Console(width=UNFOLDED, color_system=None)
+    wide.print(table)
     out.print("Of several drafts the first is taken by itself; --draft names another.")
     out.print()
     targets = cached_targets(cached)

@@ -83,6 +83,13 @@ PAIRS = (
     PublishedPair("openai/gpt-oss-20b", "z-lab/gpt-oss-20b-DFlash"),
     PublishedPair("openai/gpt-oss-120b", "z-lab/gpt-oss-120b-DFlash"),
     PublishedPair("moonshotai/Kimi-K2.5", "z-lab/Kimi-K2.5-DFlash"),
+    PublishedPair("moonshotai/Kimi-K2.6", "z-lab/Kimi-K2.6-DFlash"),
+    PublishedPair("moonshotai/Kimi-K3", "RadixArk/Kimi-K3-DSpark"),
+    PublishedPair("MiniMaxAI/MiniMax-M2.5", "z-lab/MiniMax-M2.5-DFlash"),
+    PublishedPair("MiniMaxAI/MiniMax-M2.7", "z-lab/MiniMax-M2.7-DFlash"),
+    PublishedPair("zai-org/GLM-5.1", "z-lab/GLM-5.1-FP8-DFlash"),
+    PublishedPair("zai-org/GLM-5.2", "RedHatAI/GLM-5.2-speculator.dspark"),
+    PublishedPair("zai-org/GLM-5.3-Flash", "incoai/GLM-5.3-Flash-DFlash2"),
     PublishedPair(
         "meta-llama/Llama-3.1-8B-Instruct",
         "z-lab/LLaMA3.1-8B-Instruct-DFlash-UltraChat",
@@ -104,12 +111,13 @@ PAIRS = (
     PublishedPair("LiquidAI/LFM2.5-2.6B", "LiquidAI/LFM2.5-2.6B-DSpark"),
     PublishedPair("LiquidAI/LFM2.5-8B-A1B", "LiquidAI/LFM2.5-8B-A1B-DSpark"),
     PublishedPair("openbmb/MiniCPM5-2B", "openbmb/MiniCPM5-2B-DSpark"),
+    PublishedPair("Nanbeige/Nanbeige4.2-3B", "Nanbeige/Nanbeige4.2-3B-DSpark"),
     PublishedPair("poolside/Laguna-S-2.1", "poolside/Laguna-S-2.1-DFlash"),
     PublishedPair("poolside/Laguna-XS.2", "poolside/Laguna-XS.2-speculator.dflash"),
     PublishedPair(
         "meta-models/Muse-Glimmer-30B",
         "meta-models/Muse-Glimmer-30B-assistant",
-        others=("DaoCloud/Muse-Glimmer-30B-DSpark",),
+        others=("z-lab/Muse-Glimmer-30B-DFlash2", "DaoCloud/Muse-Glimmer-30B-DSpark"),
     ),
 )
 

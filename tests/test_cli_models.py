@@ -27,7 +27,8 @@ def test_lists_the_published_pairs():
     result = run("models")
     assert result.exit_code == 0
     for published in PAIRS:
-        assert published.target in result.stdout
+        for name in (published.target, published.draft, *published.others):
+            assert name in result.stdout
 
 
 def test_says_what_is_in_the_cache(tmp_path, monkeypatch):
