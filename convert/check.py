@@ -74,8 +74,8 @@ def _draft_forward_ms(pair: SpeculativeModel) -> float:
     """Median time of one block of proposals over 512 positions, the target's head included."""
     draft, view = pair.draft, pair.view
     context = draft.make_context()
-    width = len(draft.target_layer_ids) * view.hidden_size
-    draft.extend(context, mx.random.normal((1, _CONTEXT, width)))
+    shape = 1, _CONTEXT, view.hidden_size
+    draft.extend(context, [mx.random.normal(shape) for _ in draft.target_layer_ids])
     mx.eval(context.arrays)
     count, times = draft.most_proposals, []
     for _ in range(_WARM + _TIMED):

@@ -1,6 +1,6 @@
 """A target and a draft that are tables, so that the true distribution is known exactly."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -30,34 +30,24 @@ class TableTarget:
     def head(self, hidden: mx.array) -> mx.array:
         return hidden
 
-    def forward(self, tokens: mx.array, cache: Any, taps: Any = ()) -> tuple[mx.array, mx.array]:
-        return self.table[tokens], mx.zeros((1, tokens.shape[1], 1))
+    def forward(
+        self, tokens: mx.array, cache: Any, taps: Any = ()
+    ) -> tuple[mx.array, tuple[mx.array, ...]]:
+        return self.table[tokens], (mx.zeros((1, tokens.shape[1], 1)),)
 
-    def begin(self, cache: Any) -> "TableTarget":
-        return self
+    def begin(self, cache: Any) -> "TableTransaction":
+        return TableTransaction(self)
+
+
+class TableTransaction:
+    def __init__(self, target: TableTarget):
+        self._target = target
+
+    def forward(self, tokens: mx.array, taps: Any = ()) -> tuple[mx.array, tuple[mx.array, ...]]:
+        return self._target.forward(tokens, None, taps)
 
     def commit(self, kept: int) -> None:
         assert kept >= 1
-
-    def record(
-        self, tokens: mx.array, cache: Any, taps: Any
-    ) -> tuple[mx.array, tuple[mx.array, ...]]:
-        logits, features = self.forward(tokens, cache, taps)
-        return logits, (features,)
-
-
-class TransactionOfTable(TableTarget):
-    """Its `forward` has a transaction's signature."""
-
-    def forward(self, tokens: mx.array, taps: Any = ()) -> tuple[mx.array, mx.array]:
-        return super().forward(tokens, None, taps)
-
-
-class ViewOfTable(TableTarget):
-    def begin(self, cache: Any) -> TransactionOfTable:
-        transaction = TransactionOfTable.__new__(TransactionOfTable)
-        transaction.table = self.table
-        return transaction
 
 
 class TableDraft:
@@ -75,8 +65,8 @@ class TableDraft:
     def make_context(self) -> Context:
         return Context([])
 
-    def condense(self, features: mx.array) -> mx.array:
-        return features[0]
+    def condense(self, features: Sequence[mx.array]) -> mx.array:
+        return features[0][0]
 
     def remember(self, context: Context, c: mx.array) -> None:
         context.offset += c.shape[0]
@@ -178,7 +168,7 @@ def decoder_of(
 ) -> Decoder:
     """A generation of `length` tokens behind the prompt [0]."""
     return Decoder(
-        ViewOfTable(table),
+        TableTarget(table),
         draft,
         PromptCache([], draft.make_context()),
         strategy or FixedLength(3),

@@ -263,7 +263,7 @@ class Watched:
 
 
 class ScriptedTarget:
-    """Stands for a TargetView and its transaction; every row's likeliest token is RIGHT."""
+    """Stands for a TargetView; every row's likeliest token is RIGHT."""
 
     logits = mx.broadcast_to(mx.array([0.0, 1.0]), (1, 4096, 2))
     features = mx.zeros((1, 4096, 1))
@@ -276,8 +276,8 @@ class ScriptedTarget:
 
     head = embed
 
-    def record(
-        self, tokens: mx.array, cache: Any, taps: Any
+    def forward(
+        self, tokens: mx.array, cache: Any, taps: Any = ()
     ) -> tuple[mx.array, tuple[mx.array, ...]]:
         rows = tokens.shape[1]
         if self._run.rows + rows >= self._run.prompt and rows == 1:
@@ -286,13 +286,17 @@ class ScriptedTarget:
         self._run.rows += rows
         return self.logits[:, :rows], (self.features[:, :rows],)
 
-    def begin(self, cache: Any) -> "ScriptedTarget":
-        return self
+    def begin(self, cache: Any) -> "ScriptedTransaction":
+        return ScriptedTransaction(self._run)
 
-    def forward(self, tokens: mx.array, taps: Any = ()) -> tuple[mx.array, mx.array]:
+
+class ScriptedTransaction(ScriptedTarget):
+    def forward(  # type: ignore[override]
+        self, tokens: mx.array, taps: Any = ()
+    ) -> tuple[mx.array, tuple[mx.array, ...]]:
         rows = tokens.shape[1]
         self._run.waiting.append(self._run.forward(self._run.machine.verify(rows, self._run.rows)))
-        return self.logits[:, :rows], self.features[:, :rows]
+        return self.logits[:, :rows], (self.features[:, :rows],)
 
     def commit(self, kept: int) -> None:
         self._run.rows += kept
@@ -309,8 +313,8 @@ class ScriptedDraft:
         self._run = run
         self.block_size, self.most_proposals = run.block, run.block - 1
 
-    def condense(self, features: mx.array) -> mx.array:
-        return features[0]
+    def condense(self, features: Sequence[mx.array]) -> mx.array:
+        return features[0][0]
 
     def remember(self, context: Context, c: mx.array) -> None:
         context.offset += c.shape[0]

@@ -1,6 +1,7 @@
 """A draft that knows the text, and is right as often as it is told to be."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -27,7 +28,7 @@ class SyntheticDraft:
         self.most_proposals = block_size - 1
         self.target_layer_ids = (0, view.depth - 1)
         self.vocab = view.vocab_size
-        self.features = len(self.target_layer_ids) * view.hidden_size
+        self.hidden_size = view.hidden_size
         self.random = random.Random(seed)
         self.config = draft_config(
             {
@@ -54,9 +55,9 @@ class SyntheticDraft:
     def make_context(self) -> Context:
         return Context([])
 
-    def condense(self, features: mx.array) -> mx.array:
-        assert features.shape[0] == 1 and features.shape[2] == self.features
-        return features[0]
+    def condense(self, features: Sequence[mx.array]) -> mx.array:
+        assert [tap.shape[::2] for tap in features] == [(1, self.hidden_size)] * 2
+        return features[0][0]
 
     def remember(self, context: Context, c: mx.array) -> None:
         context.offset += c.shape[0]

@@ -40,9 +40,10 @@ def check(
     everything = mx.array([[*prompt, *run.tokens]])
     fresh, features = view.forward(everything, view.make_cache(), taps)
     assert drive.gap(after, fresh[:, -1]) < 1e-4
-    assert features is not None and run.features is not None
-    scale = drive.gap(features, mx.array(0.0))
-    assert drive.gap(run.features, features[:, :-1]) < 1e-4 * max(1.0, scale)
+    assert len(features) == len(run.features) == len(taps)
+    scale = max(drive.gap(tap, mx.array(0.0)) for tap in features)
+    for ours, tap in zip(run.features, features, strict=True):
+        assert drive.gap(ours, tap[:, :-1]) < 1e-4 * max(1.0, scale)
     return run
 
 

@@ -1,7 +1,6 @@
 """Context features on their way from the target's forwards to the draft's context."""
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import mlx.core as mx
 
@@ -22,7 +21,7 @@ class ContextFeed:
     def __init__(self, draft: DFlashDraft, context: Context):
         self.draft = draft
         self.context = context
-        self._tapped: list[Sequence[mx.array]] = []
+        self._waiting: list[Sequence[mx.array]] = []
         self._rows = 0
 
     @property
@@ -39,17 +38,17 @@ class ContextFeed:
         """Whether a block `distance` positions later could still see the position before here."""
         return self.draft.reach is None or distance < self.draft.reach
 
-    def add(self, tapped: Sequence[mx.array] | None, rows: int) -> None:
-        """Take features [1, rows, taps * H], joined or tap by tap, or None: a gap.
+    def add(self, features: Sequence[mx.array], rows: int) -> None:
+        """Take the outputs of the taps, [1, rows, H] each; of none: a gap.
 
         The context holds consecutive positions, so it starts again behind a gap.
         """
-        if tapped is None:
-            self._tapped = []
+        if not features:
+            self._waiting = []
             self.context.restart(self.offset + rows)
             self._rows = 0
             return
-        self._tapped.append(tapped)
+        self._waiting.append(features)
         self._rows += rows
 
     def settle(self) -> None:
@@ -59,23 +58,15 @@ class ContextFeed:
 
     def flush(self) -> None:
         """Bring the context up to date."""
-        tapped, self._tapped, self._rows = self._tapped, [], 0
-        if not tapped:
+        waiting, self._waiting, self._rows = self._waiting, [], 0
+        if not waiting:
             return
         # Over rows first: so many plain cycles take few operations.
-        features = [
-            _concatenate([_concatenate(outputs, axis=1) for outputs in zip(*run, strict=True)], -1)
-            for _, run in groupby(tapped, key=len)
-        ]
-        condensed = self.draft.condense(_concatenate(features, axis=1))
-        self.draft.remember(self.context, condensed)
+        taps = [mx.concatenate(list(outputs), axis=1) for outputs in zip(*waiting, strict=True)]
+        self.draft.remember(self.context, self.draft.condense(taps))
 
     def rewind(self, offset: int) -> None:
         """Flush, and forget positions from `offset` on."""
         self.flush()
         if offset < self.context.offset:
             self.context.rewind(offset)
-
-
-def _concatenate(arrays: Sequence[mx.array], axis: int) -> mx.array:
-    return arrays[0] if len(arrays) == 1 else mx.concatenate(list(arrays), axis=axis)

@@ -278,14 +278,15 @@ class Decoder:
             self._transaction = self.view.begin(self.cache.target)
             block = mx.concatenate([anchor, proposals.tokens.astype(anchor.dtype)])
             logits, features = self._transaction.forward(block[None], self._taps)
-            _queue(logits, features)
+            _queue(logits, *features)
             with phase("accept"):
                 rows = logits[0]
                 if self.options.guide is not None:
                     rows = self._restricted(rows, read(proposals.tokens))
                 verdict = self._rule.judge(rows, proposals, self._history(anchor))
                 self._verified = verdict.accepted + 1
-                self._feed.add(_rows(features, self._verified), self._verified)
+                kept = [tap[:, : self._verified] for tap in features]
+                self._feed.add(kept, self._verified)
             return Emission(
                 verdict.tokens, verdict.logprobs, verdict.accepted, proposals.tokens.size
             )
@@ -404,12 +405,8 @@ class Decoder:
 
     def _forward(self, tokens: mx.array, taps: Sequence[int]) -> mx.array:
         """A forward whose rows [n] all stay: logits [1, n, V]."""
-        if taps:
-            logits, tapped = self.view.record(tokens[None], self.cache.target, taps)
-            self._feed.add(tapped, tokens.size)
-        else:
-            logits, _ = self.view.forward(tokens[None], self.cache.target)
-            self._feed.add(None, tokens.size)
+        logits, features = self.view.forward(tokens[None], self.cache.target, taps)
+        self._feed.add(features, tokens.size)
         self._rows += tokens.size
         self._quantize()
         return logits
@@ -482,10 +479,6 @@ class _DeviceWork:
         self._stream.__exit__(kind, *rest)
         if kind is not None:
             self._cache.invalidate()
-
-
-def _rows(features: mx.array | None, count: int) -> tuple[mx.array]:
-    return (cast(mx.array, features)[:, :count],)
 
 
 def _floats(array: mx.array | None) -> list[float]:

@@ -163,21 +163,19 @@ class DFlashDraft(nn.Module):
         context = self.config.context
         return context.layer_norms or context.fusion or self.config.attention.fused
 
-    def condense(self, features: mx.array) -> mx.array:
-        """Tapped outputs [1, n, taps * Ht], in the taps' order -> context features [n, F].
+    def condense(self, features: Sequence[mx.array]) -> mx.array:
+        """The outputs of the taps, in their order, [1, n, Ht] each -> context features [n, F].
 
         F is H, or layers * H where each layer sees features of its own.
         """
-        x, context = features[0].astype(self.dtype), self.config.context
+        taps, context = [tap[0].astype(self.dtype) for tap in features], self.config.context
         if context.tap_norms:
-            taps = mx.split(x, len(self.aux_hidden_norms), axis=-1)
-            pairs = zip(self.aux_hidden_norms, taps, strict=True)
-            x = mx.concatenate([norm(tap) for norm, tap in pairs], axis=-1)
-        c = self.fc(x)
+            taps = [norm(tap) for norm, tap in zip(self.aux_hidden_norms, taps, strict=True)]
+        c = self.fc(mx.concatenate(taps, axis=-1))
         if context.fusion:
             shares = mx.softmax(self.layer_fusion_weights, axis=-1)
-            mixed = shares @ x.reshape(x.shape[0], shares.shape[1], -1)
-            return self.hidden_norm(c[:, None] + mixed).reshape(x.shape[0], -1)
+            mixed = shares @ mx.stack(taps, axis=1)
+            return self.hidden_norm(c[:, None] + mixed).reshape(c.shape[0], -1)
         return self.hidden_norm(c)
 
     def remember(self, context: Context, c: mx.array) -> None:
@@ -207,8 +205,8 @@ class DFlashDraft(nn.Module):
             return [self.layers[i].input_layernorm(c) for i in members]
         return [c] * len(members)
 
-    def extend(self, context: Context, features: mx.array) -> None:
-        """Add positions to the context by their tapped outputs [1, n, taps * Ht]."""
+    def extend(self, context: Context, features: Sequence[mx.array]) -> None:
+        """Add positions to the context by the outputs of the taps, [1, n, Ht] each."""
         self.remember(context, self.condense(features))
 
     def __call__(self, embeddings: mx.array, context: Context) -> mx.array:

@@ -8,11 +8,13 @@ over the kept rows, in the target's own code.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from dflash_mlx.target.caches import UNKNOWN, Rule
 from dflash_mlx.target.watch import Handler, Watch
 
 # Children whose output row depends on the same input row, or, for a causal convolution, on that
@@ -24,6 +26,25 @@ def row_wise_children(mixer: nn.Module) -> list[nn.Module]:
     """The children of a mixer whose recorded rows can stand in for a new call."""
     found = {id(m): m for m in mixer.modules() if m is not mixer and type(m) in _ROW_WISE}
     return list(found.values())
+
+
+class Mixers:
+    """The recurrent mixers of a target; None where they are not known well enough to run alone."""
+
+    def __init__(self, mixers: list[nn.Module] | None):
+        self._mixers = mixers
+        self._children = [c for m in mixers or [] for c in row_wise_children(m)]
+
+    def __len__(self) -> int:
+        return len(self._mixers or ())
+
+    def whole(self, rules: Iterable[Rule]) -> bool:
+        """Whether a rejection makes the target run again over the kept tokens."""
+        return any(rule is UNKNOWN or (rule.replays and self._mixers is None) for rule in rules)
+
+    def replay(self) -> "MixerReplay":
+        """A recorder for one verify."""
+        return MixerReplay(self._mixers or [], self._children)
 
 
 class MixerReplay:

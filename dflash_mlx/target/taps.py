@@ -1,4 +1,4 @@
-"""Record the outputs of some layers during one forward."""
+"""A target's forward that gives the outputs of some layers, too."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,74 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from dflash_mlx.target.watch import Handler, Listener, Watched, own_handle
+from dflash_mlx.errors import PairError
+from dflash_mlx.target.watch import Handler, Listener, Watch, Watched, own_handle
+
+# Context features: the output [B, L, H] of each tap, in the order of the taps.
+Features = tuple[mx.array, ...]
+
+
+class TappedForward:
+    """The forward of one model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer_calls: Sequence[tuple[nn.Module, int]],
+        stream_axis: int | None,
+    ):
+        """`layer_calls` and `stream_axis` are what `examine` found."""
+        self.model = model
+        self._layer_calls, self._stream_axis = layer_calls, stream_axis
+        self._plans: dict[tuple[int, ...], TapPlan] = {}
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: list[Any],
+        taps: Sequence[int] = (),
+        handlers: Sequence[tuple[Watched, Handler]] = (),
+    ) -> tuple[mx.array, Features]:
+        """Run tokens behind what the cache holds; nothing is evaluated.
+
+        Args:
+            tokens: [B, L].
+            cache: extended in place.
+            taps: the layers whose outputs are wanted.
+            handlers: of further modules to watch.
+
+        Returns:
+            Logits [B, L, V], and one array [B, L, H] per tap.
+
+        Raises:
+            PairError: a tap is not a layer of this target.
+        """
+        if not taps:
+            if not handlers:
+                return self.model(tokens, cache=cache), ()
+            with Watch(handlers):
+                return self.model(tokens, cache=cache), ()
+        plan, outputs = self._plan(tuple(taps)), list[mx.array]()
+        with Watch(plan.watching(outputs, handlers)):
+            logits = self.model(tokens, cache=cache)
+        return logits, plan.pick(outputs)
+
+    def check_taps(self, taps: Sequence[int]) -> None:
+        """Raise PairError if a tap is not a layer of this target."""
+        depth = len(self._layer_calls)
+        for tap in taps:
+            if not -1 <= tap < depth:
+                raise PairError(
+                    f"The draft taps layer {tap} of a target that has layers 0 to {depth - 1}; "
+                    "use the target that the draft was trained for."
+                )
+
+    def _plan(self, taps: tuple[int, ...]) -> "TapPlan":
+        plan = self._plans.get(taps)
+        if plan is None:
+            self.check_taps(taps)
+            plan = self._plans[taps] = TapPlan(taps, self._layer_calls, self._stream_axis)
+        return plan
 
 
 class TapPlan:
@@ -54,8 +121,8 @@ class TapPlan:
                 pairs.append((module, _both(handler, outputs) if both else handler))
         return pairs
 
-    def pick(self, outputs: list[mx.array]) -> tuple[mx.array, ...]:
-        """The taps' outputs in their order, [B, L, H] each, of all that were recorded."""
+    def pick(self, outputs: list[mx.array]) -> Features:
+        """The taps' outputs, of all that were recorded."""
         if len(outputs) != self._count:
             raise RuntimeError(
                 "The target's layers were replaced after it was examined; make its view again."
@@ -91,8 +158,3 @@ def _both(handler: Handler, outputs: list[mx.array]) -> Handler:
         return out
 
     return handle
-
-
-def joined(outputs: Sequence[mx.array]) -> mx.array:
-    """Tapped outputs [B, L, H] as features [B, L, len(outputs) * H]."""
-    return outputs[0] if len(outputs) == 1 else mx.concatenate(list(outputs), axis=-1)

@@ -1,18 +1,15 @@
 """Verify several tokens, then keep only the first of them in every layer's cache."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 
 from dflash_mlx.target.caches import Rule, leaves, rule_of
-from dflash_mlx.target.replay import MixerReplay
+from dflash_mlx.target.fast_verify import FastVerify
+from dflash_mlx.target.replay import MixerReplay, Mixers
+from dflash_mlx.target.taps import Features, TappedForward
 from dflash_mlx.target.watch import layered
-
-if TYPE_CHECKING:
-    from dflash_mlx.target.view import TargetView
 
 
 class Transaction:
@@ -22,32 +19,38 @@ class Transaction:
     window has already lost its oldest rows. If `forward` raises, the cache is in an unknown state.
     """
 
-    def __init__(self, view: TargetView, cache: list[Any]):
-        self._view, self._cache = view, cache
+    def __init__(self, forward: TappedForward, mixers: Mixers, fast: FastVerify, cache: list[Any]):
+        """All of one target, of which the cache is, too."""
+        self._target, self._mixers, self._fast, self._cache = forward, mixers, fast, cache
         self._marks: list[tuple[Rule, Any, Any]] = []
         self._tokens: mx.array | None = None
         self._replay: MixerReplay | None = None
 
-    def forward(
-        self, tokens: mx.array, taps: Sequence[int] = ()
-    ) -> tuple[mx.array, mx.array | None]:
+    def forward(self, tokens: mx.array, taps: Sequence[int] = ()) -> tuple[mx.array, Features]:
         """The verify forward.
 
-        tokens: [1, m]. Returns (logits [1, m, V], features [1, m, len(taps) * H] or None).
-        Raises UnsupportedTarget for a cache that cannot be taken back exactly.
+        Args:
+            tokens: [1, m].
+            taps: the layers whose outputs are wanted.
+
+        Returns:
+            Logits [1, m, V], and one array [1, m, H] per tap.
+
+        Raises:
+            UnsupportedTarget: the cache cannot be taken back exactly.
         """
         self._tokens = tokens
         if tokens.shape[1] == 1:  # kept whole by any commit
-            return self._view.forward(tokens, self._cache, taps)
+            return self._target(tokens, self._cache, taps)
         found = [(rule_of(leaf), leaf) for leaf in leaves(self._cache)]
-        whole = self._view.replays_whole(rule for rule, _ in found)
+        whole = self._mixers.whole(rule for rule, _ in found)
         if not whole and any(rule.replays for rule, _ in found):
-            self._replay = self._view.mixer_replay()
+            self._replay = self._mixers.replay()
         self._marks = [(rule, leaf, rule.mark(leaf, whole)) for rule, leaf in found]
         self._whole = whole
         replay = self._replay.handlers() if self._replay else []
-        handlers = layered(replay, self._view.fast_verify.handlers(tokens.size))
-        return self._view.run(tokens, self._cache, taps, handlers)
+        handlers = layered(replay, self._fast.handlers(tokens.size))
+        return self._target(tokens, self._cache, taps, handlers)
 
     def commit(self, kept: int) -> None:
         """Leave exactly the first `kept` of the verified tokens in the cache, 1 <= kept <= m.
@@ -63,7 +66,7 @@ class Transaction:
             if self._whole:
                 for rule, leaf, mark in self._marks:
                     rule.reset(leaf, mark)
-                self._view.model(tokens[:, :kept], cache=self._cache)
+                self._target(tokens[:, :kept], self._cache)
             else:
                 for rule, leaf, mark in self._marks:
                     if rule.replays:

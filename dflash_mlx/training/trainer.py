@@ -45,9 +45,8 @@ class FrozenTarget:
         """Any mlx-lm target."""
 
         def features(tokens: mx.array) -> mx.array:
-            recorded = view.forward(tokens, view.make_cache(), taps)[1]
-            assert recorded is not None
-            return recorded
+            _, outputs = view.forward(tokens, view.make_cache(), taps)
+            return mx.concatenate(list(outputs), axis=-1)
 
         return cls(features, view.embed, view.head, view.head_rows)
 

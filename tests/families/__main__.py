@@ -14,6 +14,7 @@ from mlx.utils import tree_map
 
 from dflash_mlx.target import TargetView
 from dflash_mlx.target.caches import leaves
+from dflash_mlx.target.replay import Mixers
 
 from . import drive
 from .models import CONFIGS, configure
@@ -91,9 +92,9 @@ def cost(layers: int, rows: int, kept: int, repeats: int) -> None:
     for name in ("state replay", "mixer replay with projections", "full replay"):
         view = TargetView(model)
         if name != "state replay":
-            view._mixer_children = []
+            view._mixers._children = []
         if name == "full replay":
-            view._mixers = None
+            view._mixers = Mixers(None)
         cache = view.make_cache()
         mx.eval(view.forward(mx.array([list(range(64))]), cache)[0])
         verify, rollback = [], []

@@ -14,6 +14,7 @@ import mlx.nn as nn
 from mlx_lm.generate import generate_step
 
 from dflash_mlx.target import TargetView
+from dflash_mlx.target.taps import Features
 
 from .models import VOCAB, build
 
@@ -78,7 +79,7 @@ class Run:
     tokens: list[int]
     cache: list[Any]
     context: list[int]  # every token in the cache
-    features: mx.array | None
+    features: Features
     rejected: int = 0
     accepted: set[int] = field(default_factory=set)
 
@@ -98,7 +99,7 @@ def speculate(
     logits, features = view.forward(mx.array([prompt]), cache, taps)
     emitted = [greedy(logits[:, -1:])[0]]
     run = Run(emitted, cache, list(prompt), features)
-    kept_features = [] if features is None else [features]
+    kept_features = [features]
     while len(emitted) < len(text):
         proposals = propose(text, len(emitted), verify, mode, rng)
         block = [emitted[-1], *proposals]
@@ -109,12 +110,12 @@ def speculate(
         while n < verify and proposals[n] == choices[n]:
             n += 1
         transaction.commit(n + 1)
-        if features is not None:
-            kept_features.append(features[:, : n + 1])
+        kept_features.append(tuple(tap[:, : n + 1] for tap in features))
         run.context += block[: n + 1]
         emitted += [*proposals[:n], choices[n]]
         run.rejected += verify - n
         run.accepted.add(n)
-    if kept_features:
-        run.features = mx.concatenate(kept_features, axis=1)
+    run.features = tuple(
+        mx.concatenate(parts, axis=1) for parts in zip(*kept_features, strict=True)
+    )
     return run
