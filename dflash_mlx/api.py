@@ -27,9 +27,11 @@ from dflash_mlx.decode import (
     Decoder,
     LogitsProcessor,
     Options,
+    Prefilled,
     PromptCache,
     Sampler,
     costs_file,
+    fill,
 )
 from dflash_mlx.decode.sampling import KeyedSampler
 from dflash_mlx.distributed import Decisions
@@ -308,8 +310,31 @@ def make_decoder(
         options,
         drafting=fixed != 0,
         keep_cache=keep_cache,
-        agreement=Decisions(model.ranks) if model.ranks else None,
+        agreement=_agreement(model),
     )
+
+
+def fill_cache(
+    model: SpeculativeModel,
+    cache: PromptCache,
+    tokens: Sequence[int],
+    options: Options,
+    step: Callable[[], int] | None = None,
+) -> Generator[Prefilled, None, None]:
+    """Run a prompt's tokens, all but its last, into a cache, chunk by chunk.
+
+    Args:
+        tokens: ids that follow what the cache stands for.
+        options: of the generation that follows.
+        step: gives the most tokens of the next chunk; None: `prefill_step_size`.
+    """
+    return fill(
+        model.view, model.draft, cache, tokens, options, step=step, agreement=_agreement(model)
+    )
+
+
+def _agreement(model: SpeculativeModel) -> Decisions | None:
+    return Decisions(model.ranks) if model.ranks else None
 
 
 def _responses(

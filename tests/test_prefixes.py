@@ -5,7 +5,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from dflash_mlx.api import make_decoder
+from dflash_mlx.api import fill_cache, make_decoder
 from dflash_mlx.conversation.footprint import Footprint
 from dflash_mlx.conversation.prefixes import Lease, PrefixCache, common_prefix
 from dflash_mlx.decode import Options, Prefilled, PromptCache
@@ -46,7 +46,7 @@ def latest(cache: PromptCache, group: int) -> list[np.ndarray]:
 def same_context(model: SpeculativeModel, cache: PromptCache, prompt: list[int]) -> None:
     """The draft's memory is that of a run from the beginning, so that acceptance is, too."""
     reference = model.make_cache()
-    with closing(make_decoder(model, reference, OPTIONS, 2).fill(prompt)) as chunks:
+    with closing(fill_cache(model, reference, prompt, OPTIONS)) as chunks:
         list(chunks)
     assert cache.context.offset == reference.context.offset == len(prompt)
     for group in range(len(cache.context.groups)):
@@ -236,7 +236,7 @@ def test_the_bytes_of_a_sequence_are_foreseen(family):
     model = pair(family)
     short, long = model.make_cache(), model.make_cache()
     for cache, count in ((short, 2), (long, 900)):
-        with closing(make_decoder(model, cache, Options(), 2).fill(ids(1, count))) as chunks:
+        with closing(fill_cache(model, cache, ids(1, count), Options())) as chunks:
             list(chunks)
     foreseen = Footprint(short).nbytes(900)
     if family != "deepseek_v41":  # a class that nobody described

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from dflash_mlx.api import make_decoder
+from dflash_mlx.api import fill_cache
 from dflash_mlx.decode import Moment, Options, Prefilled, PromptCache
 from dflash_mlx.errors import InvalidCache
 from dflash_mlx.pairs import SpeculativeModel
@@ -138,15 +138,15 @@ class Lease:
 
         Args:
             options: of the generation that follows.
-            step: as for `Decoder.fill`.
+            step: as for `fill_cache`.
         """
         prefixes, prompt, begin = self._prefixes, self._prompt, self.cached
         total = len(prompt) - begin
         yield Prefilled(0, total)
         for stop in [*self._stops, len(prompt) - 1]:
             if stop > begin:
-                decoder = make_decoder(prefixes.model, self.cache, options, None)
-                with closing(decoder.fill(prompt[begin:stop], step)) as chunks:
+                part = prompt[begin:stop]
+                with closing(fill_cache(prefixes.model, self.cache, part, options, step)) as chunks:
                     for chunk in chunks:
                         if chunk.done:
                             yield Prefilled(begin - self.cached + chunk.done, total)

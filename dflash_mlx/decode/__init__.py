@@ -5,8 +5,9 @@ from dflash_mlx.decode.cache import BorrowedCache, Moment, PromptCache
 from dflash_mlx.decode.costs import costs_file
 from dflash_mlx.decode.emission import Token
 from dflash_mlx.decode.guide import Guide, restrict
-from dflash_mlx.decode.loop import Decoder, Prefilled
+from dflash_mlx.decode.loop import Decoder
 from dflash_mlx.decode.options import Options
+from dflash_mlx.decode.prefill import Prefilled, fill
 from dflash_mlx.decode.randomness import OwnState
 from dflash_mlx.decode.sampling import Sampler, make_sampler
 from dflash_mlx.decode.statistics import Statistics
@@ -25,6 +26,7 @@ __all__ = [
     "Statistics",
     "Token",
     "costs_file",
+    "fill",
     "make_sampler",
     "restrict",
 ]

@@ -10,14 +10,14 @@ from typing import Protocol, cast
 
 import mlx.core as mx
 
-from dflash_mlx.decode.phases import phase
+from dflash_mlx.decode.device import read
 from dflash_mlx.decode.plain import PlainChoice
 from dflash_mlx.propose import Proposals
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verdict:
     """What one verify decided.
 
@@ -58,13 +58,6 @@ class AcceptanceRule(Protocol):
 def log_probabilities(logits: mx.array) -> mx.array:
     """Logits [n, V] -> log-probabilities, in the logits' dtype as mlx_lm computes them."""
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-
-
-@phase("waiting")
-def read(*arrays: mx.array) -> list[int]:
-    """The integers of 1-d arrays, one after the other, in one synchronisation."""
-    joined = arrays[0] if len(arrays) == 1 else mx.concatenate([a.astype(mx.int32) for a in arrays])
-    return cast(list[int], joined.tolist())
 
 
 def leading(agree: mx.array) -> mx.array:

@@ -1,11 +1,17 @@
-"""Tokens on their way from a forward to the caller."""
+"""Tokens on their way from a forward of the target to the caller.
+
+What a forward yields is held while the device is given its next work: of a plain forward `Unread`,
+of a verify `Judged`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 
-from dflash_mlx.decode.acceptance import read
+from dflash_mlx.decode.acceptance import Verdict
+from dflash_mlx.decode.device import read
 
 
 @dataclass
@@ -17,48 +23,101 @@ class Token:
     from_draft: bool
 
 
-@dataclass
-class Emission:
-    """What one forward of the target yields, held while the device is given its next work.
+@dataclass(frozen=True)
+class Drafting:
+    """What a cycle drafted before its forward of the target.
 
     Attributes:
-        tokens: [1] and unread after a plain forward; a list of ids after a verify.
-        logprobs: [>= len(tokens), V].
-        accepted: how many of the tokens were proposals; they come first.
-        proposed: how many proposals were verified.
-        forwards: what the forward counts for; 0 for the prefill's.
-        drafted: proposals drafted in the cycle; 0 for a plain one.
+        count: proposals drafted; 0 in a cycle without a draft's forward.
+        confidence: [count], the draft's, where it says.
+        awaited: whether the host waited for the confidence before it queued the verify.
+    """
+
+    count: int = 0
+    confidence: mx.array | None = None
+    awaited: bool = False
+
+
+NOTHING_DRAFTED = Drafting()
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A plain forward's token, which the device may still be computing.
+
+    Attributes:
+        token: [1].
+        logprobs: [1, V].
         context: tokens in the target's cache when the forward began.
-        confidence: of all proposals drafted, [>= proposed], where the draft says.
-        read: whether the host read the confidence before it queued the verify.
+        drafting: what was drafted, if only to verify nothing of it.
+        prefill: whether the forward is the one that ends a prompt.
+    """
+
+    token: mx.array
+    logprobs: mx.array
+    context: int
+    drafting: Drafting = NOTHING_DRAFTED
+    prefill: bool = False
+
+    known: ClassVar[None] = None
+    proposed: ClassVar[int] = 0
+    accepted: ClassVar[int] = 0
+    forced: ClassVar[bool] = False
+
+    @property
+    def anchor(self) -> mx.array:
+        """The anchor of the next block, [1]."""
+        return self.token
+
+    def __len__(self) -> int:
+        return 1
+
+    def tokens(self) -> Iterator[Token]:
+        """The token; waits for the device."""
+        yield Token(read(self.token)[0], self.logprobs[0], from_draft=False)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a verify decided.
+
+    Attributes:
+        verdict: its tokens.
+        proposed: how many proposals were verified.
+        context, drafting: as in `Unread`.
         forced: whether a guide put proposals of its own in, which tell nothing about the draft.
     """
 
-    tokens: mx.array | list[int]
-    logprobs: mx.array
-    accepted: int = 0
-    proposed: int = 0
-    forwards: int = 1
-    drafted: int = 0
-    context: int = 0
-    confidence: mx.array | None = None
-    read: bool = False
-    forced: bool = False
+    verdict: Verdict
+    proposed: int
+    context: int
+    drafting: Drafting
+    forced: bool
+
+    prefill: ClassVar[bool] = False
 
     @property
-    def known(self) -> list[int] | None:
-        """The ids, unless reading them would wait for the device."""
-        return self.tokens if isinstance(self.tokens, list) else None
+    def known(self) -> list[int]:
+        """The ids."""
+        return self.verdict.tokens
 
     @property
-    def last(self) -> mx.array:
+    def accepted(self) -> int:
+        """How many of the tokens were proposals; they come first."""
+        return self.verdict.accepted
+
+    @property
+    def anchor(self) -> mx.array:
         """The anchor of the next block, [1]."""
-        return mx.array(self.tokens[-1:]) if isinstance(self.tokens, list) else self.tokens
+        return mx.array(self.known[-1:])
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.known)
 
-    def __iter__(self) -> Iterator[Token]:
-        ids = self.tokens if isinstance(self.tokens, list) else read(self.tokens)
-        for i, token in enumerate(ids):
-            yield Token(token, self.logprobs[i], i < self.accepted)
+    def tokens(self) -> Iterator[Token]:
+        """The accepted proposals and the bonus token."""
+        for i, token in enumerate(self.known):
+            yield Token(token, self.verdict.logprobs[i], i < self.accepted)
+
+
+Emission = Unread | Judged

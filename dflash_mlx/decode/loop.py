@@ -1,45 +1,28 @@
 """The DFlash decode loop: draft, verify, accept, commit (arXiv:2602.06036, section 3)."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import mlx.core as mx
-from mlx_lm.generate import (
-    generation_stream,
-    maybe_quantize_kv_cache,
-)
 
-from dflash_mlx.decode.acceptance import (
-    acceptance_rule,
-    log_probabilities,
-    read,
-)
+from dflash_mlx.decode.acceptance import acceptance_rule, log_probabilities
 from dflash_mlx.decode.agreement import Agreement, Alone
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.decode.clock import CycleClock
-from dflash_mlx.decode.emission import Emission, Token
-from dflash_mlx.decode.feed import ContextFeed
-from dflash_mlx.decode.guide import restrict
+from dflash_mlx.decode.device import DeviceWork, queue
+from dflash_mlx.decode.emission import NOTHING_DRAFTED, Drafting, Emission, Judged, Token, Unread
+from dflash_mlx.decode.forwards import Forwards
+from dflash_mlx.decode.guide import Guided
 from dflash_mlx.decode.options import Options
 from dflash_mlx.decode.phases import phase
-from dflash_mlx.decode.plain import KeyedChoice, plain_choice
-from dflash_mlx.decode.sampling import Drawn, Likeliest
+from dflash_mlx.decode.plain import draft_choice, plain_choice
+from dflash_mlx.decode.prefill import Prefilled, prefill
 from dflash_mlx.decode.statistics import Statistics
-from dflash_mlx.draft import Choice, DFlashDraft
-from dflash_mlx.errors import UnsupportedTarget
-from dflash_mlx.policy import Cycle, Policy
-from dflash_mlx.propose import Proposals
-from dflash_mlx.target import TargetView, Transaction
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """So many tokens of a prompt, of so many, have been run."""
-
-    done: int
-    total: int
+from dflash_mlx.decode.steering import narrowed, tell
+from dflash_mlx.draft import DFlashDraft, Proposals
+from dflash_mlx.policy import Policy
+from dflash_mlx.target import TargetView
 
 
 class Decoder:
@@ -68,24 +51,18 @@ class Decoder:
         self.statistics = Statistics()
         self.finished = False
         own = plain_choice(options.sampler, options.random_state)
-        self._plain, self._agreed = agreement.choice(own), agreement.proposals
-        self._rule = acceptance_rule(self._plain, options.logits_processors, options.stop_tokens)
+        self._choice, self._agreed = agreement.choice(own), agreement.proposals
+        self._rule = acceptance_rule(self._choice, options.logits_processors, options.stop_tokens)
         sampled = options.sample_proposals
-        if sampled is None:
-            sampled = draft.samples_proposals
-        self._choose: Choice = Likeliest()
-        if sampled and isinstance(own, KeyedChoice):
-            self._choose = Drawn(own.sampler, own.draws)
-        self._taps: Sequence[int] = draft.target_layer_ids if drafting or keep_cache else ()
-        self._feed = ContextFeed(draft, cache.context)
+        self._proposing = draft_choice(own, draft.samples_proposals if sampled is None else sampled)
+        taps = draft.target_layer_ids if drafting or keep_cache else ()
+        self._target = Forwards(view, draft, cache, options, taps)
+        self._guided = Guided(options.guide, cache)
         self._interrupts = agreement.interrupts()
         self._clock = clock or CycleClock()
-        self._transaction: Transaction | None = None
-        self._verified = self._most = 0
+        self._history_start = len(cache.tokens)  # where a plain mlx_lm cache began
+        self._most = 0
         self._taken = False
-        # Tokens in the target's caches, and where a plain mlx_lm cache began.
-        self._rows = self._history_start = self._text_start = len(cache.tokens)
-        self._shift = cache.context.offset - self._rows
 
     def run(self, prompt: list[int], refill: Sequence[int] = ()) -> Generator[Token, None, None]:
         """Emit the continuation of a prompt, one token at a time.
@@ -111,32 +88,18 @@ class Decoder:
         """
         with self._interrupts:
             try:
-                refill = list(refill)
-                self._history_start += len(refill)
-                if self.cache.prompt_begin is not None:
-                    self._history_start = self.cache.prompt_begin
-                    self.cache.prompt_begin = None
-                yield from self._prefill([*refill, *prompt])
-                self.cache.tokens.append(prompt[-1])
-                self._text_start = len(self.cache.tokens)
-                waiting = self.plain_forward(mx.array(prompt[-1:]))
-                waiting.forwards = 0
-                total = len(refill) + len(prompt)
-                yield Prefilled(total, total)
-                anchor = waiting.last
+                yield from self._prefill(prompt, refill)
+                waiting: Emission = self.plain(mx.array(prompt[-1:]), prefill=True)
+                yield Prefilled(len(refill) + len(prompt), len(refill) + len(prompt))
                 while not self.finished:
                     # The device gets its next work before the host emits. A forward of the target
                     # must wait until the rejected rows of the last one are rolled back.
                     proposals = following = None
-                    with phase("choice"):
-                        self._learn(waiting)
-                        self._most = self._most_proposals(waiting)
-                        count = self.policy.choose(self._most, self._rows)
+                    count = self.choose(waiting)
                     if count:
-                        self.cache.context.before = self._before(waiting)
-                        proposals = self.propose(anchor, count)
-                    elif self._transaction is None and self._continues(waiting):
-                        following = self.plain_forward(anchor)
+                        proposals = self.propose(waiting, count)
+                    elif not self._target.verifying and self._continues(waiting):
+                        following = self.plain(waiting.anchor)
                     self._taken = False
                     yield self.emit(waiting, followed=proposals is not None)
                     self.finished |= not self._taken
@@ -144,11 +107,11 @@ class Decoder:
                     self._interrupts.check()
                     if self.finished:
                         break
+                    anchor = waiting.anchor
                     if proposals is not None:
-                        waiting = self.judge(anchor, proposals)
+                        waiting = self.verify(anchor, proposals)
                     else:
-                        waiting = following or self.forced(anchor) or self.plain_forward(anchor)
-                    anchor = waiting.last
+                        waiting = following or self.forced(anchor) or self.plain(anchor)
             finally:
                 self.close()
 
@@ -159,151 +122,99 @@ class Decoder:
             retract: tokens of the last cycle that nobody shall see, and that the cache shall not
                 stand for; of a plain step's there is no way back.
         """
-        if self._transaction is not None:
+        if self._target.verifying:
             # The first row is the anchor's, which an earlier cycle emitted.
-            retract = min(retract, len(self.cache.tokens) - self._rows - 1)
+            retract = min(retract, len(self._target.behind) - 1)
             if retract > 0:
                 del self.cache.tokens[-retract:]
         self.finished = True
 
-    def fill(
-        self, tokens: list[int], step: Callable[[], int] | None = None
-    ) -> Generator[Prefilled, None, None]:
-        """Prefill alone: run tokens into the cache, chunk by chunk, and emit nothing.
-
-        Args:
-            tokens: ids that follow what the cache stands for.
-            step: gives the most tokens of the next chunk; None: `prefill_step_size`.
-        """
-        with self._interrupts:
-            try:
-                # The last token of a prompt is left to give logits, which nobody wants here.
-                yield from self._prefill([*tokens, 0], step)
-            finally:
-                self.close()
+    def spoil(self) -> None:
+        """Another sequence had the device meanwhile, so this cycle's time tells nothing."""
+        self._clock.spoil()
 
     def _prefill(
-        self, prompt: list[int], step: Callable[[], int] | None = None
+        self, prompt: list[int], refill: Sequence[int]
     ) -> Generator[Prefilled, None, None]:
-        """Run all of a prompt but its last token, in mlx_lm's chunks."""
-        total, done = len(prompt), 0
-        yield Prefilled(done, total)
-        while total - done > 1:
-            size = step() if step else self.options.prefill_step_size
-            chunk = prompt[done : min(done + size, total - 1)]
-            done += len(chunk)
-            # A draft whose layers all slide sees nothing of what lies far before the end.
-            seen = self._feed.reaches(total - done)
-            with self._cycle():
-                self._forward(mx.array(chunk), self._taps if seen else ())
-                self.cache.tokens += chunk
-                mx.eval([c.state for c in self.cache.target])
-                self._feed.settle()
-            mx.clear_cache()
-            yield Prefilled(done, total)
-            self._interrupts.check()
+        """Run all of a prompt but its last token."""
+        self._history_start += len(refill)
+        if self.cache.prompt_begin is not None:
+            self._history_start, self.cache.prompt_begin = self.cache.prompt_begin, None
+        tokens, size = [*refill, *prompt[:-1]], self.options.prefill_step_size
+        yield from prefill(self._target, self.cache, tokens, lambda: size, self._interrupts)
+        self.cache.tokens.append(prompt[-1])
+        self._guided.begin()
+
+    @phase("choice")
+    def choose(self, waiting: Emission) -> int:
+        """How many proposals to draft behind the tokens that wait; 0 for a plain cycle."""
+        if waiting.known is not None:
+            self._tell(waiting)
+        self._most = self._most_proposals(waiting)
+        return self.policy.choose(self._most, self._target.cached)
 
     @phase("draft")
-    def propose(self, anchor: mx.array, count: int) -> Proposals:
+    def propose(self, waiting: Emission, count: int) -> Proposals:
         """Draft: one forward over context and block proposes the tokens after the anchor."""
-        with self._cycle():
-            self._feed.flush()
-            context, view = self.cache.context, self.view
+        context, view, draft = self.cache.context, self.view, self.draft
+        known = waiting.known or ()
+        context.before = known[-2] if len(known) > 1 else self.cache.tokens[-1]
+        with DeviceWork(self.cache):
+            self._target.feed.flush()
             proposals = self._agreed(
-                self.draft.propose(anchor, context, count, view.embed, view.head, self._choose)
+                draft.propose(
+                    waiting.anchor, context, count, view.embed, view.head, self._proposing
+                )
             )
-            if self.policy.learns and proposals.confidence is not None:
-                _queue(proposals.tokens, proposals.confidence)
-            else:
-                _queue(proposals.tokens)
+            queue(proposals.tokens, proposals.confidence if self.policy.learns else None)
             return proposals
 
-    def judge(self, anchor: mx.array, proposals: Proposals) -> Emission:
-        """Verify as many of the proposals as are worth it."""
-        confidence, context, read = proposals.confidence, self._rows, False
+    def verify(self, anchor: mx.array, proposals: Proposals) -> Emission:
+        """Verify as many of the proposals as are worth it, and accept."""
+        narrow, drafting = narrowed(self.policy, proposals)
+        wanted, forced = self._guided.revise(narrow, self._most)
+        if not wanted.tokens.size:
+            return self.plain(anchor, drafting)
+        return self._judged(anchor, wanted, drafting, forced)
 
-        def confidences() -> list[float]:
-            nonlocal read
-            read = True
-            with phase("waiting"):
-                return _floats(confidence)
-
-        with phase("choice"):
-            m = self.policy.narrow(confidences)
-        wanted, forced = self._revised(proposals.first(m))
-        some = wanted.tokens.size
-        judged = self.verify(anchor, wanted) if some else self.plain_forward(anchor)
-        judged.drafted, judged.context, judged.forced = proposals.tokens.size, context, forced
-        judged.confidence, judged.read = confidence, read
-        return judged
-
-    def forced(self, anchor: mx.array) -> Emission | None:
+    def forced(self, anchor: mx.array) -> Judged | None:
         """Verify what a guide leaves no choice about, without a draft; None where it leaves one."""
-        if self.options.guide is None:
+        if not self._guided:
             return None
-        wanted, forced = self._revised(Proposals(mx.zeros(0, mx.int32)))
-        if not forced:
-            return None
-        context = self._rows
-        judged = self.verify(anchor, wanted)
-        judged.context, judged.forced = context, True
-        return judged
-
-    @phase("guide")
-    def _revised(self, proposals: Proposals) -> tuple[Proposals, bool]:
-        """Proposals as a guide wants them, and whether it put some of its own in."""
-        guide = self.options.guide
-        if guide is None:
-            return proposals, False
-        guide.follow(self.cache.tokens[self._text_start :])
-        with self._cycle():
-            proposed = read(proposals.tokens)
-        tokens, forced = guide.revise(proposed, self._most)
-        return Proposals(mx.array(tokens, mx.int32)), forced
-
-    @phase("guide")
-    def _restricted(self, logits: mx.array, proposed: Sequence[int] = ()) -> mx.array:
-        """Logits [n, V], being computed, without what a guide does not allow."""
-        guide = self.options.guide
-        if guide is None:
-            return logits
-        _queue(logits)
-        guide.follow(self.cache.tokens[self._text_start :])
-        return restrict(logits, guide.allowed(proposed))
+        wanted, forced = self._guided.revise(Proposals(mx.zeros(0, mx.int32)), self._most)
+        return self._judged(anchor, wanted, NOTHING_DRAFTED, forced) if forced else None
 
     @phase("verify")
-    def verify(self, anchor: mx.array, proposals: Proposals) -> Emission:
-        """Verify and accept: one forward judges all proposals, and the host reads the verdict."""
-        with self._cycle():
-            self._transaction = self.view.begin(self.cache.target)
+    def _judged(
+        self, anchor: mx.array, proposals: Proposals, drafting: Drafting, forced: bool
+    ) -> Judged:
+        """One forward judges all proposals, and the host reads the verdict."""
+        context = self._target.cached
+        with DeviceWork(self.cache):
             block = mx.concatenate([anchor, proposals.tokens.astype(anchor.dtype)])
-            logits, features = self._transaction.forward(block[None], self._taps)
-            _queue(logits, *features)
+            logits, features = self._target.verify(block)
             with phase("accept"):
-                rows = logits[0]
-                if self.options.guide is not None:
-                    rows = self._restricted(rows, read(proposals.tokens))
-                verdict = self._rule.judge(rows, proposals, self._history(anchor))
-                self._verified = verdict.accepted + 1
-                kept = [tap[:, : self._verified] for tap in features]
-                self._feed.add(kept, self._verified)
-            return Emission(
-                verdict.tokens, verdict.logprobs, verdict.accepted, proposals.tokens.size
-            )
+                logits = self._guided.restrict(logits, proposals)
+                verdict = self._rule.judge(logits, proposals, self._history(anchor))
+                self._target.accept(features, verdict.accepted + 1)
+            return Judged(verdict, proposals.tokens.size, context, drafting, forced)
 
     @phase("plain")
-    def plain_forward(self, anchor: mx.array) -> Emission:
+    def plain(
+        self, anchor: mx.array, drafting: Drafting = NOTHING_DRAFTED, prefill: bool = False
+    ) -> Unread:
         """One plain step of the target, queued and not read."""
-        with self._cycle():
+        context = self._target.cached
+        with DeviceWork(self.cache):
             history = self._history(anchor)
-            logits = self._restricted(self._forward(anchor, self._taps)[:, -1])
+            logits = self._guided.restrict(self._target.run(anchor)[:, -1])
             for process in self.options.logits_processors:
                 logits = process(cast(mx.array, history), logits)
             logprobs = log_probabilities(logits)
-            token = self._plain(logprobs)
-            self._plain.move(1)
-            _queue(token, logprobs)
-            return Emission(token, logprobs, context=self._rows - 1)
+            token = self._choice(logprobs)
+            self._choice.move(1)
+            queue(token, logprobs)
+            return Unread(token, logprobs, context, drafting, prefill)
 
     def emit(self, waiting: Emission, followed: bool) -> Generator[Token, None, None]:
         """Hand over what waits, up to a stop token or the last one allowed.
@@ -312,13 +223,13 @@ class Decoder:
             followed: whether a draft's forward was queued already.
         """
         counts = self.statistics
-        counts.target_forwards += waiting.forwards
+        counts.target_forwards += not waiting.prefill
         counts.proposed += waiting.proposed
-        counts.plain_forwards += waiting.forwards and not waiting.drafted
-        with self._cycle():
-            tokens = list(waiting)
+        counts.plain_forwards += not waiting.prefill and not waiting.drafting.count
+        with DeviceWork(self.cache):
+            tokens = list(waiting.tokens())
         if waiting.known is None:
-            self._learn(waiting, read=True, followed=followed)
+            self._tell(waiting, followed)
         for token in tokens:
             counts.emitted += 1
             counts.accepted += token.from_draft
@@ -336,25 +247,10 @@ class Decoder:
                 break
         self._taken = True
 
-    def spoil(self) -> None:
-        """Another sequence had the device meanwhile, so this cycle's time tells nothing."""
-        self._clock.spoil()
-
     @phase("rollback")
     def commit(self) -> None:
         """Keep the rows of emitted tokens in the target's caches, and no others."""
-        if self._feed.full:
-            with self._cycle():
-                self._feed.flush()
-                _queue(*self.cache.context.arrays)
-        if self._transaction is None:
-            return
-        with self._cycle():
-            kept = min(len(self.cache.tokens) - self._rows, self._verified)
-            self._transaction.commit(kept)
-            self._transaction = None
-            self._rows += kept
-            self._quantize()
+        self._target.commit()
 
     def close(self) -> None:
         """Leave a kept cache standing for the tokens that were emitted, however it ended."""
@@ -363,73 +259,30 @@ class Decoder:
             return
         self.commit()
         self._step_ahead()
-        if not self.keep_cache:
-            return
-        with self._cycle():
-            behind = self.cache.tokens[self._rows :]
-            if behind:
-                self._forward(mx.array(behind), self._taps)
-            self._feed.rewind(self._shift + self._rows)
-            self.cache.evaluate()
+        if self.keep_cache:
+            self._target.close()
 
     def _step_ahead(self) -> None:
         """Leave samplers, processors and random state as mlx_lm does: one token ahead."""
         if not self.statistics.emitted:
             return
-        ahead = self.statistics.emitted + 1 - self._plain.decided
-        behind = self.cache.tokens[self._rows :]
+        ahead = self.statistics.emitted + 1 - self._choice.decided
         if ahead <= 0 or self._rule.at_once:
-            self._plain.move(ahead)
-        elif behind:
-            self.plain_forward(mx.array(behind))
+            self._choice.move(ahead)
+        elif self._target.behind:
+            self.plain(mx.array(self._target.behind))
 
-    def _learn(self, waiting: Emission, read: bool = False, followed: bool = False) -> None:
-        """Tell the policy how a cycle went, as soon as its tokens are known."""
-        if not self.policy.learns or (waiting.known is None and not read):
-            return
-        if self.options.guide is not None:
+    def _tell(self, waiting: Emission, followed: bool = False) -> None:
+        if self._guided:
             self._clock.spoil()  # a guide takes time of its own
-        lap = self._clock.lap(waiting.drafted > 0, followed)
-        if waiting.forwards:
-            self.policy.observe(
-                Cycle(
-                    waiting.context,
-                    lap,
-                    waiting.drafted,
-                    0 if waiting.forced else waiting.proposed,
-                    0 if waiting.forced else waiting.accepted,
-                    _floats(waiting.confidence),
-                    waiting.read,
-                )
-            )
-
-    def _forward(self, tokens: mx.array, taps: Sequence[int]) -> mx.array:
-        """A forward whose rows [n] all stay: logits [1, n, V]."""
-        logits, features = self.view.forward(tokens[None], self.cache.target, taps)
-        self._feed.add(features, tokens.size)
-        self._rows += tokens.size
-        self._quantize()
-        return logits
-
-    def _quantize(self) -> None:
-        o = self.options
-        try:
-            maybe_quantize_kv_cache(
-                self.cache.target, o.quantized_kv_start, o.kv_group_size, o.kv_bits
-            )
-        except NotImplementedError as error:
-            raise UnsupportedTarget(
-                "This target has sliding-window caches, which mlx-lm cannot quantize; leave out "
-                "kv_bits."
-            ) from error
+        tell(self.policy, self._clock, waiting, followed)
 
     def _history(self, anchor: mx.array) -> mx.array | None:
         """What plain decoding shows a logits processor with the anchor's row: [n] ids."""
         if not self.options.logits_processors:
             return None
-        known = self.cache.tokens[self._history_start :]
-        unread = len(self.cache.tokens) == self._rows
-        return mx.concatenate([mx.array(known), anchor]) if unread else mx.array(known)
+        known = mx.array(self.cache.tokens[self._history_start :])
+        return known if self._target.behind else mx.concatenate([known, anchor])
 
     def _room(self, waiting: Emission) -> float:
         """Tokens that may follow those that wait."""
@@ -439,53 +292,15 @@ class Decoder:
             return float("inf")
         return self.options.max_tokens - self.statistics.emitted - len(waiting)
 
-    def _before(self, waiting: Emission) -> int:
-        """The token before the anchor, which is the last one that waits."""
-        known = waiting.known or ()
-        return known[-2] if len(known) > 1 else self.cache.tokens[-1]
-
     def _continues(self, waiting: Emission) -> bool:
         """Whether a plain step is worth queuing before the tokens that wait are known."""
-        if self.options.guide is not None:
-            return False
-        return self.keep_cache or self._room(waiting) > 0
+        return not self._guided and (self.keep_cache or self._room(waiting) > 0)
 
     def _most_proposals(self, waiting: Emission) -> int:
         """Proposals that the next cycle may verify."""
         most = min(self.draft.most_proposals, self._room(waiting) - 1)
-        o = self.options
-        if o.kv_bits is not None:
-            rows = self._shift + self._rows + (self._verified if self._transaction else 0)
+        start, position = self.options.quantized_kv_start, self._target.position
+        if self.options.kv_bits is not None and position < start:
             # Rows on both sides of the start would see keys of both kinds.
-            if rows < o.quantized_kv_start:
-                most = min(most, o.quantized_kv_start - rows - 1)
+            most = min(most, start - position - 1)
         return int(max(most, 0))
-
-    def _cycle(self) -> "_DeviceWork":
-        return _DeviceWork(self.cache)
-
-
-class _DeviceWork:
-    """Work on the generation stream; whatever breaks it leaves the cache invalid."""
-
-    def __init__(self, cache: PromptCache):
-        self._cache = cache
-        self._stream = mx.stream(generation_stream)
-
-    def __enter__(self) -> None:
-        self._stream.__enter__()
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        self._stream.__exit__(kind, *rest)
-        if kind is not None:
-            self._cache.invalidate()
-
-
-def _floats(array: mx.array | None) -> list[float]:
-    return [] if array is None else cast(list[float], array.tolist())
-
-
-@phase("queuing")
-def _queue(*arrays: mx.array | None) -> None:
-    """Start computing, without waiting for it as far as MLX allows."""
-    mx.async_eval(*arrays)

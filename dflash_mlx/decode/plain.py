@@ -7,7 +7,8 @@ import mlx.core as mx
 from mlx_lm.sample_utils import greedy_sampler
 
 from dflash_mlx.decode.randomness import Draws, RandomState, to_bits
-from dflash_mlx.decode.sampling import KeyedSampler, Sampler
+from dflash_mlx.decode.sampling import Drawn, KeyedSampler, Likeliest, Sampler
+from dflash_mlx.draft import Choice
 from dflash_mlx.errors import DFlashError
 
 
@@ -111,3 +112,14 @@ def plain_choice(sampler: Sampler | None, state: RandomState) -> PlainChoice:
     if isinstance(sampler, KeyedSampler):
         return KeyedChoice(sampler, state)
     return OpaqueChoice(sampler)
+
+
+def draft_choice(choice: PlainChoice, sampled: bool) -> Choice:
+    """How a draft's tokens are taken: the likeliest, or drawn with the keys of the plain choice.
+
+    Args:
+        sampled: whether they are to be drawn, where the plain choice has keys.
+    """
+    if sampled and isinstance(choice, KeyedChoice):
+        return Drawn(choice.sampler, choice.draws)
+    return Likeliest()

@@ -1,0 +1,49 @@
+"""What the loop asks its policy besides how much to draft, and what it tells it of a cycle."""
+
+from dflash_mlx.decode.clock import CycleClock
+from dflash_mlx.decode.device import read_floats
+from dflash_mlx.decode.emission import Drafting, Emission
+from dflash_mlx.decode.phases import phase
+from dflash_mlx.draft import Proposals
+from dflash_mlx.policy import Cycle, Policy
+
+
+def narrowed(policy: Policy, proposals: Proposals) -> tuple[Proposals, Drafting]:
+    """The proposals that a policy wants verified, and what was drafted."""
+    awaited = False
+
+    def confidences() -> list[float]:
+        nonlocal awaited
+        awaited = True
+        return read_floats(proposals.confidence)
+
+    with phase("choice"):
+        count = policy.narrow(confidences)
+    drafting = Drafting(proposals.tokens.size, proposals.confidence, awaited)
+    return proposals.first(count), drafting
+
+
+def tell(policy: Policy, clock: CycleClock, emission: Emission, followed: bool = False) -> None:
+    """Tell a policy how a cycle went, once its tokens are known.
+
+    Args:
+        clock: takes the cycle's time now.
+        followed: whether the device has got the next cycle's draft already.
+    """
+    if not policy.learns:
+        return
+    drafting, own = emission.drafting, not emission.forced
+    lap = clock.lap(drafting.count > 0, followed)
+    if emission.prefill:
+        return
+    policy.observe(
+        Cycle(
+            context=emission.context,
+            lap=lap,
+            drafted=drafting.count,
+            verified=emission.proposed if own else 0,
+            accepted=emission.accepted if own else 0,
+            confidences=read_floats(drafting.confidence),
+            read=drafting.awaited,
+        )
+    )
