@@ -79,15 +79,15 @@ def reading(long: int = 1024) -> Iterator[Callable[[int, int], None]]:
 
 def stats_line(figures: Figures) -> str:
     """One line about an answer."""
-    chosen = f"verify {digits(figures.verify_length)}"
-    if figures.plain_share:
-        chosen += f", {figures.plain_share:.0%} plain"
-    parts = [
-        f"acceptance length {figures.acceptance_length:.2f} ({chosen})",
-        f"{digits(figures.generation_tps)} tokens/s",
-        many(figures.tokens, "token"),
-        f"first token {seconds(figures.first_token_seconds)}",
-    ]
+    parts = []
+    if figures.target_forwards:  # the prefill alone gave the only token of shorter answers
+        chosen = f"verify {digits(figures.verify_length)}"
+        if figures.plain_share:
+            chosen += f", {figures.plain_share:.0%} plain"
+        parts.append(f"acceptance length {figures.acceptance_length:.2f} ({chosen})")
+        parts.append(f"{digits(figures.generation_tps)} tokens/s")
+    parts.append(many(figures.tokens, "token"))
+    parts.append(f"first token {seconds(figures.first_token_seconds)}")
     if figures.reused_tokens:
         parts.append(f"{figures.reused_tokens}/{figures.prompt_tokens} cached")
     return ", ".join(parts)

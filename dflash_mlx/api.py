@@ -42,7 +42,7 @@ from dflash_mlx.policy import AdaptiveLength, Costs, CostsFile, FixedLength, Lea
 from dflash_mlx.repository import check_source
 from dflash_mlx.stop_strings import StopStrings
 from dflash_mlx.target_checkpoint import load_target
-from dflash_mlx.tokens import encode_text
+from dflash_mlx.tokens import add_token, encode_text
 
 
 @dataclass
@@ -353,7 +353,7 @@ def _responses(
             tic = time.perf_counter()
         stopped = token.id in decoder.options.stop_tokens
         if not stopped:
-            detokenizer.add_token(token.id)
+            add_token(detokenizer, token.id)
         if decoder.finished:
             detokenizer.finalize()
         text = stops.feed(detokenizer.last_segment, last=decoder.finished)

@@ -8,12 +8,14 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer
 from mlx_lm.utils import load as load_mlx_lm
 
-from dflash_mlx.errors import CheckpointError, said
+from dflash_mlx.errors import CheckpointError, DFlashError, said
 from dflash_mlx.json_text import parse_json
 from dflash_mlx.safetensors import tensor_shapes
 from dflash_mlx.target_checkpoint import load_target
+from dflash_mlx.tokens import add_token
 from tests.command_line import complaint, run
 from tests.families.models import CONFIGS, WIDE, build
 from tests.fuzz.mutations import write_safetensors
@@ -161,6 +163,17 @@ def test_token_ids_beside_the_embedding_end_in_a_sentence(tmp_path: Path) -> Non
     for command in (["generate", "-p", "a b"], ["bench"]):
         result = run(*command, "-m", str(target), "--draft", str(draft), "--max-tokens", "4")
         assert "has only" in complaint(result, 1)
+
+
+def test_a_token_without_a_text_is_named() -> None:
+    class Gap(list[str | None]):
+        def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
+            return [self[i] for i in ids]
+
+    detokenizer = BPEStreamingDetokenizer(Gap(["a", None, "c"]))
+    add_token(detokenizer, 0)
+    with pytest.raises(DFlashError, match="wrote token 1, and its tokenizer has no text for it"):
+        add_token(detokenizer, 1)
 
 
 def test_all_of_an_error_is_said() -> None:

@@ -10,6 +10,7 @@ from dflash_mlx.server.calls import Call
 from dflash_mlx.server.formats import HEADER, TEXT, THINKING, TOOL, called
 from dflash_mlx.server.splitting import Splitter
 from dflash_mlx.stop_strings import StopStrings
+from dflash_mlx.tokens import add_token
 
 log = logging.getLogger("dflash_mlx.server")
 
@@ -128,7 +129,7 @@ class Channels:
             if self.stopped_at is not None:
                 break
             self.thinking_tokens += self._splitter.state == THINKING
-            self._detokenizer.add_token(token)
+            add_token(self._detokenizer, token)
             text = self._detokenizer.last_segment
             self._split.add([(len(text), self._count)])
             self._count += 1

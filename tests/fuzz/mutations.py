@@ -57,7 +57,8 @@ def _instead(value: Any, rng: Random) -> Any:
     if isinstance(value, bool) or value is None:
         return rng.choice((not value, "true", 1))
     if isinstance(value, (int, float)):
-        near = (value + 1, value - 1, -value, value * 2, value / 2, str(value), [value])
+        half = value / 2 if abs(value) < 2**1000 else 0.5  # longer integers are no floats
+        near = (value + 1, value - 1, -value, value * 2, half, str(value), [value])
         return rng.choice((*near, *HUGE))
     if isinstance(value, str):
         text = list(value) or ["x"]
