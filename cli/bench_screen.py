@@ -147,9 +147,9 @@ def _table(results: Sequence[Result], total: Summary, sweep: Sweep | None, each:
     return table
 
 
-def _shortened(text: str, length: int = 20) -> str:
+def _shortened(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return text if len(text) <= 20 else text[:19] + "…"
 
 
 def _range(interval: tuple[float, float] | None) -> str:
@@ -193,7 +193,7 @@ def _verdict(results: Sequence[Result], total: Summary) -> None:
         markup=False,
     )
     out.print(
-        f"Verify length {total.verify_length:.1f} on average, {total.plain_cycles:.0%} plain "
+        f"Verify length {total.verify_length:.1f} on average, {total.plain_share:.0%} plain "
         "cycles.",
         markup=False,
     )

@@ -10,6 +10,8 @@ from rich.status import Status
 
 from dflash_mlx.conversation.figures import Figures
 
+_LONG = 1024  # prompt tokens worth a spinner
+
 
 def _console(stderr: bool) -> Console:
     # Rich keeps bold and dim under NO_COLOR; people who set it want no escape codes at all.
@@ -61,7 +63,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
-def reading(long: int = 1024) -> Iterator[Callable[[int, int], None]]:
+def reading() -> Iterator[Callable[[int, int], None]]:
     """A spinner on stderr while a long prompt is run; gives the callback (done, total) for it."""
     with ExitStack() as stack:
         status: list[Status] = []
@@ -71,7 +73,7 @@ def reading(long: int = 1024) -> Iterator[Callable[[int, int], None]]:
                 stack.close()
             elif status:
                 status[0].update(f"Reading the prompt, {done} of {total} tokens")
-            elif total >= long and err.is_terminal:
+            elif total >= _LONG and err.is_terminal:
                 status.append(stack.enter_context(err.status("Reading the prompt")))
 
         yield show

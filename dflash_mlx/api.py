@@ -62,8 +62,8 @@ class GenerationResponse:
         target_forwards: forwards of the target after the prefill.
         proposed, accepted: proposals verified, and how many of them were emitted.
         acceptance_length: mean tokens emitted per target forward, bonus token included.
-        verify_length: mean proposals verified per cycle with a draft forward.
-        plain_share: share of the target's forwards whose cycle had no draft forward.
+        verify_length: mean proposals verified per target forward that verified any.
+        plain_share: share of the target's forwards that verified none.
         drafting_off: why "auto" had stopped drafting when the text ended, as half a sentence.
     """
 

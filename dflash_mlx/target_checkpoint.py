@@ -251,9 +251,9 @@ def _find(config: dict[str, Any], key: str) -> Any:
     return next((value for name, value in _entries(config) if name == key), None)
 
 
-def _short(value: Any, most: int = 40) -> str:
+def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _about_tokenizer(directory: Path, error: Exception) -> str:

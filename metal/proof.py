@@ -29,6 +29,8 @@ FASTER = 1.05
 # other clocks under load, may see it otherwise than the first milliseconds did.
 LOAD_SECONDS = 3.0
 
+_REPEATS = 10  # calls in one timed evaluation
+
 # The seconds of one call, from several of these in a row.
 Stopwatch = Callable[[Implementation, list[Call]], float]
 
@@ -113,12 +115,12 @@ def compare(
     )
 
 
-def seconds(run: Implementation, calls: list[Call], repeats: int = 10) -> float:
+def seconds(run: Implementation, calls: list[Call]) -> float:
     """The seconds of one call, from several run in one evaluation after a first one."""
     mx.eval(run(**calls[0]))
     start = time.perf_counter()
-    mx.eval([run(**call) for call in islice(cycle(calls), repeats)])
-    return (time.perf_counter() - start) / repeats
+    mx.eval([run(**call) for call in islice(cycle(calls), _REPEATS)])
+    return (time.perf_counter() - start) / _REPEATS
 
 
 def _in_float32(call: Call) -> Call:

@@ -38,7 +38,7 @@ FIGURES: dict[str, Any] = {
     "dflash": _side(),
     "prompt_tokens": NUMBER,
     "verify_length": NUMBER,
-    "plain_cycles": SHARE,
+    "plain_share": SHARE,
     "histogram": {"type": "array", "items": COUNT},
     "by_position": {"type": "array", "items": SHARE},
 }

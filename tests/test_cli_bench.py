@@ -147,7 +147,7 @@ def test_plain_decoding_accepts_nothing(tmp_path, prompts, rambling):
     options = ["--repeats", "1", "--max-tokens", "8", "--verify-length", "off"]
     written, _ = report(tmp_path, *options, *prompts, *rambling)
     assert written["summary"]["acceptance_length"] == 1.0
-    assert written["summary"]["plain_cycles"] == 1.0
+    assert written["summary"]["plain_share"] == 1.0
     assert written["summary"]["by_position"] == []
 
 

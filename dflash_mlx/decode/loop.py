@@ -225,7 +225,7 @@ class Decoder:
         counts = self.statistics
         counts.target_forwards += not waiting.prefill
         counts.proposed += waiting.proposed
-        counts.plain_forwards += not waiting.prefill and not waiting.drafting.count
+        counts.plain_forwards += not waiting.prefill and not waiting.proposed
         with DeviceWork(self.cache):
             tokens = list(waiting.tokens())
         if waiting.known is None:

@@ -15,24 +15,24 @@ _stream = mx.new_thread_local_stream(mx.cpu)
 
 
 class RandomState(Protocol):
-    """Where a generation takes its randomness from: the 64 bits of an MLX key."""
+    """Where a generation takes its randomness from.
 
-    def read(self) -> int:
-        """The state now."""
-        ...
+    Attributes:
+        bits: the 64 bits of an MLX key.
+    """
 
-    def write(self, bits: int) -> None:
-        """Set it."""
-        ...
+    bits: int
 
 
 class ThreadState:
     """MLX's own state in the running thread, which `mx.random.seed` sets."""
 
-    def read(self) -> int:
+    @property
+    def bits(self) -> int:
         return to_bits(mx.random.state[0])  # type: ignore[index]
 
-    def write(self, bits: int) -> None:
+    @bits.setter
+    def bits(self, bits: int) -> None:
         mx.random.seed(bits)
 
 
@@ -44,13 +44,7 @@ class OwnState:
     """
 
     def __init__(self, seed: int):
-        self._now = seed
-
-    def read(self) -> int:
-        return self._now
-
-    def write(self, bits: int) -> None:
-        self._now = bits
+        self.bits = seed
 
 
 def to_bits(state: mx.array) -> int:
@@ -77,7 +71,7 @@ class Draws:
             per_token: draws that plain decoding makes for each token.
         """
         self._state, self._per_token = state, per_token
-        self._begin(state.read())
+        self._begin(state.bits)
 
     def _begin(self, bits: int) -> None:
         # The state before each token known, and behind the last one; keys and numbers of each.
@@ -103,13 +97,13 @@ class Draws:
         """
         if count >= 0:
             self._reach(count)
-        elif self._state.read() != self._states[self._at]:
+        elif self._state.bits != self._states[self._at]:
             return
         self._at += count
-        self._state.write(self._states[self._at])
+        self._state.bits = self._states[self._at]
 
     def _reach(self, count: int) -> None:
-        now = self._state.read()
+        now = self._state.bits
         if now != self._states[self._at]:
             self._begin(now)
         while len(self._states) - 1 < self._at + count:

@@ -12,7 +12,7 @@ class Statistics:
         target_forwards: forwards of the target after the prefill whose tokens were emitted.
         proposed: proposals verified.
         accepted: emitted tokens that were proposals.
-        plain_forwards: of the target forwards, those whose cycle had no draft forward.
+        plain_forwards: of the target forwards, those that verified no proposals.
     """
 
     emitted: int = 0
@@ -28,11 +28,11 @@ class Statistics:
 
     @property
     def verify_length(self) -> float:
-        """Mean proposals verified per cycle with a draft forward; 0 before the first."""
-        drafted = self.target_forwards - self.plain_forwards
-        return self.proposed / drafted if drafted else 0.0
+        """Mean proposals verified per target forward that verified any; 0 before the first."""
+        verifies = self.target_forwards - self.plain_forwards
+        return self.proposed / verifies if verifies else 0.0
 
     @property
     def plain_share(self) -> float:
-        """Share of the target's forwards whose cycle had no draft forward."""
+        """Share of the target's forwards that verified no proposals."""
         return self.plain_forwards / self.target_forwards if self.target_forwards else 0.0

@@ -71,11 +71,6 @@ class LayerGroup:
         self.length = end
         self.solid += rows
 
-    def reserve(self, rows: int) -> None:
-        """Make room for so many more rows at once, rather than bit by bit."""
-        if self.limit is None and self.length + rows > self.keys.shape[2]:
-            self._make_room(rows)
-
     def mark(self) -> "GroupMark":
         """Remember this moment. A limited buffer is held, and copied when it changes next."""
         if self.limit is None:

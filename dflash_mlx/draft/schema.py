@@ -201,13 +201,13 @@ def read(
     return values
 
 
-def shown(value: Any, most: int = 60) -> str:
+def shown(value: Any) -> str:
     """A value for a message, cut where it is long."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deep, or an integer of thousands of digits
         return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def either(words: Iterable[Any]) -> str:

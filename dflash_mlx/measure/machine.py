@@ -34,10 +34,10 @@ def _system() -> str:
     return f"{name} {platform.machine()}"
 
 
-def matmul_gflops(enough: float = 0.05) -> float:
+def matmul_gflops() -> float:
     """GFLOP/s of a float32 matrix product on the default device, the best of three.
 
-    The matrices grow until one product takes `enough` seconds: decoding figures on a CPU depend on
+    The matrices grow until one product takes 50 ms: decoding figures on a CPU depend on
     the BLAS behind them, and this tells which one it is.
     """
     n = 256
@@ -45,7 +45,7 @@ def matmul_gflops(enough: float = 0.05) -> float:
         a = mx.random.normal((n, n), key=mx.random.key(0))
         mx.eval(a, a @ a)
         seconds = min(_seconds(a) for _ in range(3))
-        if seconds >= enough or n == 4096:
+        if seconds >= 0.05 or n == 4096:
             return 2 * n**3 / seconds / 1e9
         n *= 2
 

@@ -77,7 +77,6 @@ def profile(
     seconds: dict[str, float] = defaultdict(float)
     cycles = tokens = 0
     for prompt in prompts:
-        settings.before()
         with recording() as phases:
             responses = stream_generate(
                 model,

@@ -2,8 +2,8 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -21,8 +21,7 @@ from dflash_mlx.stop_strings import StopStrings
 class Settings:
     """What the generations of a comparison share; the names are `stream_generate`'s.
 
-    With `temp` above 0, `seed` is set before every run. `before` is called then too, before any
-    clock starts.
+    With `temp` above 0, `seed` is set before every run.
     """
 
     max_tokens: int = 256
@@ -37,7 +36,6 @@ class Settings:
     kv_group_size: int = 64
     quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START
     stop: tuple[str, ...] = ()
-    before: Callable[[], None] = field(default=lambda: None, compare=False)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that mlx_lm's `stream_generate` and ours both take."""
@@ -114,7 +112,6 @@ def dflash_run(
 
 
 def _prepare(settings: Settings) -> None:
-    settings.before()
     gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()

@@ -43,8 +43,8 @@ class Summary:
         acceptance_length: tokens emitted after the first ones by the target forwards they took.
         identical: whether all texts were.
         prompt_tokens: mean over the prompts.
-        verify_length: mean proposals verified per forward that verified any.
-        plain_cycles: share of target forwards without proposals.
+        verify_length: mean proposals verified per target forward that verified any.
+        plain_share: share of the target's forwards that verified none.
         histogram: histogram[n - 1] forwards emitted n tokens.
         by_position: share of the proposals verified at each position that were accepted.
     """
@@ -58,7 +58,7 @@ class Summary:
     dflash: Side
     prompt_tokens: float
     verify_length: float
-    plain_cycles: float
+    plain_share: float
     histogram: list[int]
     by_position: list[float]
 
@@ -82,7 +82,7 @@ def summarize(results: Sequence[Result]) -> Summary:
         dflash=dflash,
         prompt_tokens=sum(len(r.prompt.tokens) for r in results) / len(results),
         verify_length=_ratio(sum(f.proposed for f in verifies), len(verifies)),
-        plain_cycles=_ratio(len(forwards) - len(verifies), len(forwards)),
+        plain_share=_ratio(len(forwards) - len(verifies), len(forwards)),
         histogram=_histogram(forwards),
         by_position=_by_position(verifies),
     )

@@ -14,7 +14,7 @@ _HELP = {
     "first_token_seconds_count": "Answers that came to a first token.",
     "decode_seconds_total": "Seconds between first and last tokens.",
     "acceptance_length": "Tokens per target forward in the last answer.",
-    "verify_length": "Mean proposals verified per cycle in the last answer.",
+    "verify_length": "Proposals by target forward that verified any, in the last answer.",
     "tokens_per_second": "Speed of the last answer.",
     "active": "Sequences that take turns.",
     "waiting": "Requests that wait for a place.",

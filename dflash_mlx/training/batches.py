@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PAD_TO = 16  # lengths of batches are multiples, so that few shapes are compiled
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -48,7 +50,7 @@ def collate(
 
 
 def batches(
-    samples: Sequence[Sample], tokens_per_batch: int, rng: random.Random, pad_to: int = 16
+    samples: Sequence[Sample], tokens_per_batch: int, rng: random.Random
 ) -> Iterator[Batch]:
     """One pass over samples, neighbours in length together, the batches in random order.
 
@@ -57,10 +59,10 @@ def batches(
     order = sorted(range(len(samples)), key=lambda i: (len(samples[i].tokens), rng.random()))
     groups: list[list[int]] = [[]]
     for i in order:
-        width = -(-len(samples[i].tokens) // pad_to) * pad_to
+        width = -(-len(samples[i].tokens) // PAD_TO) * PAD_TO
         if groups[-1] and width * (len(groups[-1]) + 1) > tokens_per_batch:
             groups.append([])
         groups[-1].append(i)
     rng.shuffle(groups)
     for group in groups:
-        yield collate([samples[i] for i in group], pad_to, group)
+        yield collate([samples[i] for i in group], PAD_TO, group)

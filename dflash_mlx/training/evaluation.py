@@ -16,6 +16,8 @@ from dflash_mlx.target import TargetView
 from dflash_mlx.training.batches import Sample
 from dflash_mlx.training.data import opening
 
+MAX_TOKENS = 128  # of an answer
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -43,12 +45,15 @@ def acceptance_length(
     held_out: Sequence[Sample],
     progress: Callable[[int, int], None] = lambda done, total: None,
     enough: Callable[[], bool] = lambda: False,
-    max_tokens: int = 128,
 ) -> tuple[float, int]:
-    """Answer the openings of held-out samples greedily: the acceptance length, and the tokens.
+    """Answer the openings of held-out samples greedily.
 
-    progress: called with prompts answered and their number; enough: asked after every token
-    whether to leave it at that.
+    Args:
+        progress: called with prompts answered and their number.
+        enough: asked after every token whether to leave it at that.
+
+    Returns:
+        The acceptance length, and the tokens.
     """
     # A copy: the decode loop joins weights that training goes on changing one by one.
     weights = {name: mx.array(array) for name, array in parameters(draft).items()}
@@ -57,7 +62,7 @@ def acceptance_length(
     for done, sample in enumerate(held_out):
         progress(done, len(held_out))
         prompt = sample.tokens[: opening(sample)].tolist()
-        written = stream_generate(pair, tokenizer, prompt, max_tokens, verify_length=None)
+        written = stream_generate(pair, tokenizer, prompt, MAX_TOKENS, verify_length=None)
         with closing(written):
             for last in written:
                 if last.generation_tokens > 1 and enough():

@@ -119,13 +119,13 @@ def answer_loss(
     return (fast_math.cross_entropy(logits, targets) * weights).sum() / weights.sum()
 
 
-def loss_inputs(batch: Batch, pad_to: int = 256) -> tuple[mx.array, ...]:
+def loss_inputs(batch: Batch) -> tuple[mx.array, ...]:
     """The arguments of `answer_loss` after the model: token t+1 is learnt at position t."""
     learn = np.zeros_like(batch.learn)
     learn[:, :-1] = batch.learn[:, 1:]
     rows = np.flatnonzero(learn)
     targets = np.roll(batch.tokens, -1, axis=1).reshape(-1)[rows]
-    spare = -len(rows) % pad_to
+    spare = -len(rows) % 256
     weights = np.pad(np.ones(len(rows), dtype=np.float32), (0, spare))
     arrays = (batch.tokens, np.pad(rows, (0, spare)), np.pad(targets, (0, spare)), weights)
     return tuple(mx.array(array) for array in arrays)
@@ -136,7 +136,6 @@ def train_target(
     directory: Path,
     lessons: Sequence[Lesson] = LESSONS,
     tokens_per_batch: int = 2048,
-    seed: int = 1,
     scored: int = 40,
     log: Callable[[str], None] = print,
 ) -> qwen3.Model:
@@ -146,7 +145,7 @@ def train_target(
 
     Returns the trained model.
     """
-    mx.random.seed(seed)
+    mx.random.seed(1)
     model = qwen3.Model(qwen3.ModelArgs.from_dict(CONFIG))
     optimizer = optim.AdamW(learning_rate=lessons[0].first, betas=[0.9, 0.98], weight_decay=0.01)
     optimizer.init(model.trainable_parameters())
@@ -155,7 +154,7 @@ def train_target(
     loss_and_grad = nn.value_and_grad(model, answer_loss)
     steps = sum(lesson.steps for lesson in lessons)
     started, seen, losses = time.perf_counter(), 0, []
-    for step, (batch, rate) in enumerate(taught(tokenizer, tokens_per_batch, seed, lessons)):
+    for step, (batch, rate) in enumerate(taught(tokenizer, tokens_per_batch, 1, lessons)):
         if step < first:
             continue
         optimizer.learning_rate = rate
@@ -176,16 +175,14 @@ def train_target(
     return model
 
 
-def answers_right(
-    model: qwen3.Model, tokenizer: Tokenizer, kind: str, split: str = "held-out", count: int = 40
-) -> float:
-    """The share of examples whose whole last answer greedy decoding would write as it should be.
+def answers_right(model: qwen3.Model, tokenizer: Tokenizer, kind: str, count: int) -> float:
+    """The share of held-out examples whose last answer greedy decoding would write as it should be.
 
     One forward says it: greedy decoding writes the answer exactly if every token of it is the
     argmax after the ones before it.
     """
     right = 0
-    samples = [encode(tokenizer, example(kind, split, seed)) for seed in range(count)]
+    samples = [encode(tokenizer, example(kind, "held-out", seed)) for seed in range(count)]
     for sample in samples:
         tokens = mx.array(sample.tokens)[None]
         h = hidden_states(model, tokens[:, :-1])

@@ -40,7 +40,6 @@ def ropes(
     max_positions: int | None,
     interleaved: bool = False,
     share: bool = False,
-    theta: float | None = None,
 ) -> dict[str, Rope]:
     """Rotary positions of either attention kind.
 
@@ -52,7 +51,6 @@ def ropes(
         max_positions: what it says of positions.
         interleaved: whether pairs are neighbours.
         share: whether partial_rotary_factor is meant.
-        theta: the packaging's default.
 
     Raises:
         CheckpointError: no theta is there, or a value cannot be.
@@ -68,7 +66,7 @@ def ropes(
                 raise CheckpointError(
                     f"The draft's config.json has {label} {shown(own)}; an object is needed."
                 )
-        found[kind] = _rope(config, own, label, max_positions, interleaved, share, theta)
+        found[kind] = _rope(config, own, label, max_positions, interleaved, share)
     missing = [kind for kind, rope in found.items() if rope is None]
     if len(missing) == len(found):
         raise CheckpointError("The draft's config.json lacks rope_theta.")
@@ -84,11 +82,10 @@ def _rope(
     max_positions: int | None,
     interleaved: bool,
     share: bool,
-    default: float | None,
 ) -> Rope | None:
     theta = read((_THETA,), own, label=label)["rope_theta"]
     if theta is None:
-        theta = read((_THETA,), config)["rope_theta"] or default
+        theta = read((_THETA,), config)["rope_theta"]
     if theta is None:
         return None
     kind, where = _type(own, label), (own, label)
