@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
 
 from dflash_mlx.cli import bench_screen, options
 from dflash_mlx.cli.chart import check_format, write_chart
+from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
 from dflash_mlx.cli.loading import Loaded, load_pair, quantizing
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import note, progress, working
@@ -126,7 +126,9 @@ Context = Annotated[
 ]
 
 
+@grouped
 def bench(
+    *,
     prompts: Prompts = None,
     repeats: Repeats = 3,
     cooldown: Cooldown = 0.0,
@@ -137,32 +139,15 @@ def bench(
     profile: ProfileOption = False,
     json_file: Json = None,
     plot: Plot = None,
-    model: options.Model = None,
-    draft: options.Draft = None,
-    revision: options.Revision = None,
-    draft_revision: options.DraftRevision = None,
-    draft_bits: options.DraftBits = None,
-    draft_window: options.DraftWindow = None,
-    draft_rows: options.DraftRows = None,
-    adapter_path: options.AdapterPath = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    extra_eos_token: options.ExtraEosToken = None,
-    temp: options.Temp = 0.0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    top_k: options.TopK = 0,
+    pair: PairOptions,
+    sampling: SamplingOptions,
     seed: options.Seed = 0,
-    system_prompt: options.SystemPrompt = None,
-    think: options.Think = None,
-    chat_template_config: options.ChatTemplateConfig = None,
+    prompting: PromptOptions,
     ignore_chat_template: options.IgnoreChatTemplate = False,
     max_tokens: options.MaxTokens = 256,
     stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
-    kv_bits: options.KVBits = None,
-    kv_group_size: options.KVGroupSize = 64,
-    quantized_kv_start: options.QuantizedKVStart = DEFAULT_QUANTIZED_KV_START,
-    prefill_step_size: options.PrefillStepSize = 2048,
+    caching: CacheOptions,
 ) -> None:
     """Measure how much faster DFlash is than plain mlx_lm, and whether the text is the same."""
     _check_target(json_file)
@@ -171,39 +156,21 @@ def bench(
         check_format(plot)
     sides = _kernel_sides(kernels) if kernels else None
     questions = read_questions(prompts) if prompts else None
-    pair = options.Pair(
-        model=model,
-        draft=draft,
-        revision=revision,
-        draft_revision=draft_revision,
-        adapter_path=adapter_path,
-        trust_remote_code=trust_remote_code,
-        extra_eos_tokens=tuple(extra_eos_token or ()),
-        draft_bits=draft_bits,
-        draft_window=draft_window,
-        draft_rows=draft_rows,
-    )
     loaded = load_pair(pair)
-    template = loaded.template(system_prompt, think, chat_template_config, ignore_chat_template)
+    template = loaded.template(prompting, ignore_chat_template)
     settings = Settings(
         max_tokens=max_tokens,
         verify_length=verify_length,
-        temp=temp,
-        top_p=top_p,
-        min_p=min_p,
-        top_k=top_k,
+        **vars(sampling),
         seed=seed or 0,
-        prefill_step_size=prefill_step_size,
-        kv_bits=kv_bits,
-        kv_group_size=kv_group_size,
-        quantized_kv_start=quantized_kv_start,
+        **vars(caching),
         stop=tuple(stop or ()),
     )
     to_run = _prompts(questions, loaded, template, context, max_tokens)
     with working("Looking at the machine"):
         about = machine()
     bench_screen.header(about, loaded, settings, to_run, repeats)
-    with quantizing(kv_bits, kv_group_size), progress() as step:
+    with quantizing(settings.kv_bits, settings.kv_group_size), progress() as step:
         results = compare(
             loaded.model,
             loaded.tokenizer,

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
 
 from dflash_mlx.cli import options
 from dflash_mlx.cli.answer import AsMarkdown, AsWritten
 from dflash_mlx.cli.chat_commands import Leave, Talk, find_command, looks_like_command
+from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
 from dflash_mlx.cli.line_input import open_input
 from dflash_mlx.cli.loading import load_pair, quantizing
 from dflash_mlx.cli.screen import err, fail, note, reading, stats_line
@@ -29,53 +29,23 @@ Resume = Annotated[
 ]
 
 
+@grouped
 def chat(
+    *,
     markdown: MarkdownOption = False,
     resume: Resume = None,
-    model: options.Model = None,
-    draft: options.Draft = None,
-    revision: options.Revision = None,
-    draft_revision: options.DraftRevision = None,
-    draft_bits: options.DraftBits = None,
-    draft_window: options.DraftWindow = None,
-    draft_rows: options.DraftRows = None,
-    adapter_path: options.AdapterPath = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    extra_eos_token: options.ExtraEosToken = None,
-    temp: options.Temp = 0.0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    top_k: options.TopK = 0,
+    pair: PairOptions,
+    sampling: SamplingOptions,
     seed: options.Seed = None,
-    system_prompt: options.SystemPrompt = None,
-    think: options.Think = None,
-    chat_template_config: options.ChatTemplateConfig = None,
+    prompting: PromptOptions,
     max_tokens: options.MaxTokens = 4096,
     stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
-    kv_bits: options.KVBits = None,
-    kv_group_size: options.KVGroupSize = 64,
-    quantized_kv_start: options.QuantizedKVStart = DEFAULT_QUANTIZED_KV_START,
-    prefill_step_size: options.PrefillStepSize = 2048,
+    caching: CacheOptions,
 ) -> None:
     """Talk with a model over several turns; /help lists what else can be typed."""
-    loaded = load_pair(
-        options.Pair(
-            model=model,
-            draft=draft,
-            revision=revision,
-            draft_revision=draft_revision,
-            adapter_path=adapter_path,
-            trust_remote_code=trust_remote_code,
-            extra_eos_tokens=tuple(extra_eos_token or ()),
-            draft_bits=draft_bits,
-            draft_window=draft_window,
-            draft_rows=draft_rows,
-        ),
-        seed,
-        plainly=verify_length == 0,
-    )
-    template = loaded.template(system_prompt, think, chat_template_config)
+    loaded = load_pair(pair, seed, plainly=verify_length == 0)
+    template = loaded.template(prompting)
     if template.plain:
         note(
             "This model has no chat template, as base models have none: it continues what is typed "
@@ -84,14 +54,8 @@ def chat(
     settings = Settings(
         max_tokens=max_tokens,
         verify_length=verify_length,
-        temp=temp,
-        top_p=top_p,
-        min_p=min_p,
-        top_k=top_k,
-        prefill_step_size=prefill_step_size,
-        kv_bits=kv_bits,
-        kv_group_size=kv_group_size,
-        quantized_kv_start=quantized_kv_start,
+        **vars(sampling),
+        **vars(caching),
         stop=tuple(stop or ()),
     )
     talk = Talk(loaded, Conversation(loaded.model, template), settings, markdown)

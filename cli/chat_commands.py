@@ -50,7 +50,7 @@ class Talk:
 
     def arguments(self) -> dict[str, Any]:
         """What `Conversation.ask` is called with."""
-        return {**self.settings.arguments(), **self.settings.dflash_arguments()}
+        return self.settings.dflash_arguments()
 
     def count(self, figures: Figures) -> None:
         """Keep the figures of an answer for /stats."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import mlx.core as mx
 from huggingface_hub import try_to_load_from_cache
@@ -15,7 +15,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import load
 from dflash_mlx.cli import ranks
-from dflash_mlx.cli.options import Pair
+from dflash_mlx.cli.groups import PairOptions, PromptOptions
 from dflash_mlx.cli.screen import note, working
 from dflash_mlx.conversation import Template
 from dflash_mlx.distributed import Ranks
@@ -47,15 +47,10 @@ class Loaded:
     thinks: bool
     demo: bool
 
-    def template(
-        self,
-        system: str | None,
-        think: bool | None,
-        config: dict[str, Any] | None,
-        raw: bool = False,
-    ) -> Template:
+    def template(self, prompting: PromptOptions, raw: bool = False) -> Template:
         """How prompts are made for this pair; says what it decides about thinking."""
-        template = Template(self.tokenizer, system, think, config or {}, raw)
+        think, config = prompting.think, prompting.chat_template_config or {}
+        template = Template(self.tokenizer, prompting.system_prompt, think, config, raw)
         if think is not None and not template.knows_thinking:
             note(NO_THINKING)
         if think is None and not self.thinks and self.tokenizer.has_thinking:
@@ -64,7 +59,7 @@ class Loaded:
         return template
 
 
-def load_pair(pair: Pair, seed: int | None = None, *, plainly: bool = False) -> Loaded:
+def load_pair(pair: PairOptions, seed: int | None = None, *, plainly: bool = False) -> Loaded:
     """Find, fetch and load a target and its draft; under mlx.launch, this rank's shard of it.
 
     Args:
@@ -89,7 +84,7 @@ def load_pair(pair: Pair, seed: int | None = None, *, plainly: bool = False) -> 
 
 
 def _load_pair(
-    pair: Pair, seed: int | None, plainly: bool, group: mx.distributed.Group | None
+    pair: PairOptions, seed: int | None, plainly: bool, group: mx.distributed.Group | None
 ) -> Loaded:
     demo = pair.model is None
     draft: str | None
@@ -131,7 +126,7 @@ def _load_pair(
                 trust_remote_code=pair.trust_remote_code,
                 group=group,
             )
-    for token in pair.extra_eos_tokens:
+    for token in pair.extra_eos_token or ():
         _add_end(tokenizer, token)
     if seed is not None:
         mx.random.seed(seed)

@@ -1,7 +1,6 @@
 """The options that commands share: names and meanings as mlx_lm's."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -310,19 +309,3 @@ QuantizedKVStart = Annotated[
 PrefillStepSize = Annotated[
     int, typer.Option(min=1, help="Prompt tokens per forward.", rich_help_panel=_RUN)
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Which target and draft, and how they are read."""
-
-    model: str | None
-    draft: str | None
-    revision: str | None = None
-    draft_revision: str | None = None
-    adapter_path: str | None = None
-    trust_remote_code: bool = False
-    extra_eos_tokens: tuple[str, ...] = ()
-    draft_bits: int | None = None
-    draft_window: int | None = None
-    draft_rows: str | None = None

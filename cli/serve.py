@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import dflash_mlx
 from dflash_mlx.cli import options
+from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
 from dflash_mlx.cli.loading import Loaded, load_pair
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import err, note
@@ -88,7 +88,9 @@ MaxActive = Annotated[
 ]
 
 
+@grouped
 def serve(
+    *,
     host: Host = "127.0.0.1",
     port: Port = 8080,
     api_key: ApiKey = None,
@@ -97,29 +99,12 @@ def serve(
     cors_origin: CorsOrigin = None,
     cache_bytes: CacheBytes = None,
     max_active: MaxActive = 4,
-    model: options.Model = None,
-    draft: options.Draft = None,
-    revision: options.Revision = None,
-    draft_revision: options.DraftRevision = None,
-    draft_bits: options.DraftBits = None,
-    draft_window: options.DraftWindow = None,
-    draft_rows: options.DraftRows = None,
-    adapter_path: options.AdapterPath = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    extra_eos_token: options.ExtraEosToken = None,
-    temp: options.Temp = 0.0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    top_k: options.TopK = 0,
-    system_prompt: options.SystemPrompt = None,
-    think: options.Think = None,
-    chat_template_config: options.ChatTemplateConfig = None,
+    pair: PairOptions,
+    sampling: SamplingOptions,
+    prompting: PromptOptions,
     max_tokens: options.MaxTokens = -1,
     verify_length: options.VerifyLength = "auto",
-    kv_bits: options.KVBits = None,
-    kv_group_size: options.KVGroupSize = 64,
-    quantized_kv_start: options.QuantizedKVStart = DEFAULT_QUANTIZED_KV_START,
-    prefill_step_size: options.PrefillStepSize = 2048,
+    caching: CacheOptions,
 ) -> None:
     """Serve a model to editors, agents and chat windows, by OpenAI's and Anthropic's APIs.
 
@@ -134,18 +119,6 @@ def serve(
         )
     protection = Protection(keys, local, tuple(cors_origin or ()))
     listening = listen(host, port)
-    pair = options.Pair(
-        model=model,
-        draft=draft,
-        revision=revision,
-        draft_revision=draft_revision,
-        adapter_path=adapter_path,
-        trust_remote_code=trust_remote_code,
-        extra_eos_tokens=tuple(extra_eos_token or ()),
-        draft_bits=draft_bits,
-        draft_window=draft_window,
-        draft_rows=draft_rows,
-    )
     loaded: list[Loaded] = []
 
     def load() -> tuple[SpeculativeModel, TokenizerWrapper]:
@@ -156,23 +129,23 @@ def serve(
         load,
         cache_bytes=cache_bytes or memory_bytes() // 4,
         max_active=max_active,
-        options=Options(
-            prefill_step_size=prefill_step_size,
-            kv_bits=kv_bits,
-            kv_group_size=kv_group_size,
-            quantized_kv_start=quantized_kv_start,
-        ),
+        options=Options(**vars(caching)),
     )
     engine.start()
     try:
-        template = loaded[0].template(system_prompt, think, chat_template_config)
+        template = loaded[0].template(prompting)
         service = Service(
             engine,
             Prompts(template),
             model=_name(loaded[0].target),
             draft=_name(loaded[0].draft),
             defaults=Defaults(
-                Sampling(temperature=temp, top_p=top_p, min_p=min_p, top_k=top_k),
+                Sampling(
+                    temperature=sampling.temp,
+                    top_p=sampling.top_p,
+                    min_p=sampling.min_p,
+                    top_k=sampling.top_k,
+                ),
                 max_tokens,
                 verify_length,
             ),

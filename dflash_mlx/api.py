@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import mlx.core as mx
-from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, generation_stream, wired_limit
+from mlx_lm.generate import generation_stream, wired_limit
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -164,7 +164,7 @@ def stream_generate(
     model: SpeculativeModel,
     tokenizer: Any,
     prompt: str | mx.array | Sequence[int],
-    max_tokens: int = 256,
+    max_tokens: int = Options.max_tokens,
     *,
     verify_length: int | str | None = "auto",
     costs: Costs | None = None,
@@ -172,10 +172,10 @@ def stream_generate(
     logits_processors: Sequence[LogitsProcessor] | None = None,
     prompt_cache: PromptCache | list[Any] | None = None,
     max_kv_size: int | None = None,
-    prefill_step_size: int = 2048,
-    kv_bits: int | None = None,
-    kv_group_size: int = 64,
-    quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START,
+    prefill_step_size: int = Options.prefill_step_size,
+    kv_bits: int | None = Options.kv_bits,
+    kv_group_size: int = Options.kv_group_size,
+    quantized_kv_start: int = Options.quantized_kv_start,
     prompt_progress_callback: Callable[[int, int], None] | None = None,
     sample_proposals: bool | None = None,
     stop: str | Sequence[str] | None = None,

@@ -41,7 +41,7 @@ def first_difference(
         (i for i, (a, b) in enumerate(zip(plain, dflash, strict=False)) if a != b),
         min(len(plain), len(dflash)),
     )
-    arguments = {**settings.arguments(), "max_tokens": position + 1}
+    arguments = {**settings.plain_arguments(), "max_tokens": position + 1}
     logprobs = mx.zeros(2)
     if settings.temp > 0:
         mx.random.seed(settings.seed)

@@ -83,7 +83,6 @@ def profile(
                 tokenizer,
                 list(prompt),
                 **settings.dflash_arguments(),
-                **settings.arguments(),
             )
             last = next(responses)
             phases.restart()

@@ -8,11 +8,10 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm import stream_generate as plain_stream_generate
-from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import stream_generate
-from dflash_mlx.decode import make_sampler
+from dflash_mlx.decode import Options, make_sampler
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.stop_strings import StopStrings
 
@@ -24,21 +23,21 @@ class Settings:
     With `temp` above 0, `seed` is set before every run.
     """
 
-    max_tokens: int = 256
+    max_tokens: int = Options.max_tokens
     verify_length: int | str | None = "auto"
     temp: float = 0.0
     top_p: float = 1.0
     min_p: float = 0.0
     top_k: int = 0
     seed: int = 0
-    prefill_step_size: int = 2048
-    kv_bits: int | None = None
-    kv_group_size: int = 64
-    quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START
+    prefill_step_size: int = Options.prefill_step_size
+    kv_bits: int | None = Options.kv_bits
+    kv_group_size: int = Options.kv_group_size
+    quantized_kv_start: int = Options.quantized_kv_start
     stop: tuple[str, ...] = ()
 
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that mlx_lm's `stream_generate` and ours both take."""
+    def plain_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of mlx_lm's `stream_generate`."""
         return {
             "max_tokens": self.max_tokens,
             "sampler": make_sampler(self.temp, self.top_p, self.min_p, top_k=self.top_k),
@@ -49,8 +48,9 @@ class Settings:
         }
 
     def dflash_arguments(self) -> dict[str, Any]:
-        """The keyword arguments that only our `stream_generate` takes."""
-        return {"verify_length": self.verify_length, "stop": self.stop}
+        """The keyword arguments of our `stream_generate`."""
+        own = {"verify_length": self.verify_length, "stop": self.stop}
+        return self.plain_arguments() | own
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def plain_run(
 ) -> Run:
     """Unmodified mlx_lm on the pair's target; `prompt` are token ids."""
     _prepare(settings)
-    responses = plain_stream_generate(model.target, tokenizer, list(prompt), **settings.arguments())
+    responses = plain_stream_generate(
+        model.target, tokenizer, list(prompt), **settings.plain_arguments()
+    )
     return _timed(_until(responses, settings.stop))
 
 
@@ -100,15 +102,7 @@ def dflash_run(
 ) -> Run:
     """The pair with DFlash; `prompt` are token ids."""
     _prepare(settings)
-    return _timed(
-        stream_generate(
-            model,
-            tokenizer,
-            list(prompt),
-            **settings.dflash_arguments(),
-            **settings.arguments(),
-        )
-    )
+    return _timed(stream_generate(model, tokenizer, list(prompt), **settings.dflash_arguments()))
 
 
 def _prepare(settings: Settings) -> None:
