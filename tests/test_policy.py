@@ -149,6 +149,28 @@ def test_behind_a_long_prompt(text, prompt):
     assert plain >= 0.97 and best >= 0.95
 
 
+def in_turn(machine: str, noise: str) -> float:
+    """Short texts with a good draft, and texts behind a long prompt that is beyond it: these."""
+    m, seconds, plain = MACHINES[machine], 0.0, 0.0
+    for seed in range(3):
+        learned = Learned(15)
+        for n in range(12):
+            for chance, prompt in ((0.93, 1), (0.05, 1500)):
+                text = Text([(130, chance)], 70, (seed, n, prompt))
+                policy = AdaptiveLength(learned)
+                run = Run(policy, m, text, 16, NOISES[noise], (seed, n), prompt)
+            seconds += run.seconds
+            plain += fixed_times(m, text, 16, prompt)[0]
+    return plain / seconds
+
+
+@pytest.mark.parametrize("machine", ["2-core CPU", slow("growing with context")])
+def test_how_far_the_draft_reaches_is_remembered(machine, monkeypatch):
+    assert in_turn(machine, "noise of 10 %") >= 0.97
+    monkeypatch.setattr(Learned, "at", lambda self, context: self._places[0])
+    assert in_turn(machine, "noise of 10 %") < 0.96
+
+
 def test_without_confidences_the_depth_alone_decides():
     runs = [auto("M5 Max 4-bit", [text_of("fair", s)], confident=False) for s in range(2)]
     plain, best = mean(runs)
@@ -373,14 +395,14 @@ def test_lengths_learn_from_their_neighbours():
 def test_costs_behind_a_longer_context_begin_with_the_nearest_known():
     learned = Learned(7)
     for _ in range(40):
-        learned.costs(100).observe(lap(1.0))
-        learned.costs(100).observe(lap(3.0, 3))
-    assert learned.costs(5000).steps()[3] == pytest.approx(3.0, rel=0.05)
+        learned.at(100).costs.observe(lap(1.0))
+        learned.at(100).costs.observe(lap(3.0, 3))
+    assert learned.at(5000).costs.steps()[3] == pytest.approx(3.0, rel=0.05)
     for _ in range(40):
-        learned.costs(5000).observe(lap(2.0))
-        learned.costs(5000).observe(lap(18.0, 3))
-    assert learned.costs(5000).steps()[3] == pytest.approx(9.0, rel=0.1)
-    assert learned.costs(100).steps()[3] == pytest.approx(3.0, rel=0.05)
+        learned.at(5000).costs.observe(lap(2.0))
+        learned.at(5000).costs.observe(lap(18.0, 3))
+    assert learned.at(5000).costs.steps()[3] == pytest.approx(9.0, rel=0.1)
+    assert learned.at(100).costs.steps()[3] == pytest.approx(3.0, rel=0.05)
 
 
 def test_what_reading_costs_is_told_from_what_the_verify_costs():

@@ -271,13 +271,13 @@ def test_costs_are_kept_for_the_next_process(tmp_path: Path) -> None:
     for _ in range(20):
         for seconds, verified in ((1.0, 0), (2.0, 1), (3.0, 3)):
             kind = Kind.DRAFTED if verified else Kind.PLAIN
-            learned.costs(9).observe(Cycle(9, Lap(seconds, kind), verified, verified))
+            learned.at(9).costs.observe(Cycle(9, Lap(seconds, kind), verified, verified))
     learned.save()
     assert [f.name for f in file.parent.iterdir()] == [file.name]
     plain, cycle, _ = CostsFile(file).load(3)[0]
     assert plain == pytest.approx(1.0, rel=0.05)
     assert (cycle[1], cycle[3]) == pytest.approx((2.0, 3.0), rel=0.05)
-    assert Learned(3, CostsFile(file)).costs(9).steps()[3] == pytest.approx(3.0, rel=0.05)
+    assert Learned(3, CostsFile(file)).at(9).costs.steps()[3] == pytest.approx(3.0, rel=0.05)
 
 
 def test_the_costs_file_goes_by_the_pair_and_the_blas_library(

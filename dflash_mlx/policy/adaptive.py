@@ -9,9 +9,10 @@ nothing.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import log
 
-from dflash_mlx.policy.chances import Chances, Text
+from dflash_mlx.policy.chances import NO_TEXTS, Chances, Text
 from dflash_mlx.policy.costs import GUESS, LEAST_DRAFT, SLOWLY, Costs
 from dflash_mlx.policy.kept import Store
 from dflash_mlx.policy.protocol import Cycle, Kind
@@ -22,6 +23,23 @@ LOOKING = 0.02  # share of the time that looks may lose
 CREDIT = 12.0  # plain steps; the most that looks may lose at once, beside their share
 SHORT_REST, LONG_REST = 12.0, 200.0  # plain steps of rest for each that a look may lose
 PLAIN_RUN = 4  # plain cycles of a look at plain decoding; the first and the last are not timed
+
+
+@dataclass
+class Place:
+    """What generations have learned near one context length; drafts differ in how far they reach.
+
+    Attributes:
+        costs: of cycles there.
+        texts: what the texts that began there were like, see `Text`.
+        rest: plain steps until the next look, when the latest of them ended.
+        patience: the rest behind the next look, in what it may lose.
+    """
+
+    costs: Costs
+    texts: Sequence[float] = NO_TEXTS
+    rest: float = 0.0
+    patience: float = SHORT_REST
 
 
 class Learned:
@@ -35,29 +53,28 @@ class Learned:
         """
         kept = store.load(most) if store else {}
         self._store = store
-        self._levels = {level: Costs.known(*seconds) for level, seconds in kept.items()}
+        self._places = {level: Place(Costs.known(*seconds)) for level, seconds in kept.items()}
         if costs or not kept:
-            self._levels[0] = costs or Costs(most)
+            self._places[0] = Place(costs or Costs(most))
         self.chances = Chances(most)
         self.gain = (
             0.0  # tokens a cycle that choosing by confidence yields beyond choosing by depth
         )
         self.credit = CREDIT / 2  # plain steps that looks may lose
-        self.patience = SHORT_REST  # the rest behind the next look, in what it may lose
-        self.rest = 0.0  # plain steps until the next look, when the latest text ended
 
-    def costs(self, context: int) -> Costs:
-        """Costs with `context` tokens in the target's cache, which are taken in doublings."""
+    def at(self, context: int) -> Place:
+        """The place of `context` tokens in the target's cache, which are taken in doublings."""
         level = (context >> 9).bit_length()
-        if level not in self._levels:
-            near = min(self._levels, key=lambda known: abs(known - level))
-            self._levels[level] = self._levels[near].near(abs(level - near))
-        return self._levels[level]
+        if level not in self._places:
+            near = min(self._places, key=lambda known: abs(known - level))
+            found = self._places[near]
+            self._places[level] = replace(found, costs=found.costs.near(abs(level - near)))
+        return self._places[level]
 
     @property
     def looked(self) -> bool:
         """Whether a drafted cycle was timed in this process."""
-        return any(costs.timed or costs.frozen for costs in self._levels.values())
+        return any(place.costs.timed or place.costs.frozen for place in self._places.values())
 
     def charge(self, steps: float, tokens: int) -> None:
         """A cycle took so many plain steps and gave so many tokens; what it gains pays back."""
@@ -66,7 +83,8 @@ class Learned:
     def save(self) -> None:
         """Keep the costs."""
         if self._store:
-            self._store.save({k: c.seconds() for k, c in self._levels.items() if c.settled})
+            costs = {level: place.costs for level, place in self._places.items()}
+            self._store.save({level: c.seconds() for level, c in costs.items() if c.settled})
 
 
 class AdaptiveLength:
@@ -76,24 +94,33 @@ class AdaptiveLength:
     reason: str | None = None
 
     def __init__(self, learned: Learned):
-        self.learned, self._text = learned, Text(learned.chances)
+        self.learned = learned
         self._drafting = self._looking = self._reads = False
         self._planned = self._plain_left = 0
         self._loss = 0.0
-        # A new text may be of another kind, and need not wait as long.
-        self._rest = learned.rest / 2
+        self._begin(0)
+        self._begun = False
         self._rate: float | None = None  # tokens a plain step that reading has to beat, if it does
         self._steps: list[float] = []
+
+    def _begin(self, context: int) -> None:
+        """Where the text begins, which may be long behind where its conversation did."""
+        self._begun, self._place = True, self.learned.at(context)
+        self._text = Text(self.learned.chances, self._place.texts)
+        # A new text may be of another kind, and need not wait as long.
+        self._rest = self._place.rest / 2
 
     def choose(self, most: int, context: int) -> int:
         self._planned, self._rate = 0, None
         if self._plain_left or not most:
             self._plain_left = max(self._plain_left - 1, 0)
             return 0
+        if not self._begun:
+            self._begin(context)
         # Once it was decided for this text, by those before it, nothing changes while it rests.
         if self._steps and self._rest > 0 and not self._drafting and not self._looking:
             return 0
-        costs = self.learned.costs(context)
+        costs = self.learned.at(context).costs
         self._steps = steps = costs.steps()
         reach = min(max(2 * costs.reach + 1, FIRST_REACH), most)
         tokens = self._text.tokens(reach)
@@ -101,10 +128,10 @@ class AdaptiveLength:
         best = max(range(1, reach + 1), key=values.__getitem__)
         wins = values[best] > (0.0 if self._drafting else LEAST_DRAFT)
         if self._looking:
-            self._looking, self._rest = False, self.learned.patience * self._loss
-            self.learned.patience = min(2 * self.learned.patience, LONG_REST)
+            self._looking, self._rest = False, self._place.patience * self._loss
+            self._place.patience = min(2 * self._place.patience, LONG_REST)
         if wins != self._drafting:
-            self._drafting, self._rest, self.learned.patience = wins, 0.0, SHORT_REST
+            self._drafting, self._rest, self._place.patience = wins, 0.0, SHORT_REST
         self.reason = None
         if not wins:
             self.reason = (
@@ -157,7 +184,7 @@ class AdaptiveLength:
         return max(range(len(tokens)), key=lambda m: tokens[m] - rate * self._steps[m])
 
     def observe(self, cycle: Cycle) -> None:
-        learned, costs = self.learned, self.learned.costs(cycle.context)
+        learned, costs = self.learned, self.learned.at(cycle.context).costs
         costs.observe(cycle)
         taken, steps = 1.0, costs.steps()
         if cycle.drafted:
@@ -186,6 +213,6 @@ class AdaptiveLength:
         self.learned.gain += SLOWLY * (gain - self.learned.gain)
 
     def finish(self) -> None:
-        self._text.end()
-        self.learned.rest = max(self._rest, 0.0)
+        self._place.texts = self._text.with_this()
+        self._place.rest = max(self._rest, 0.0)
         self.learned.save()

@@ -12,6 +12,7 @@ from operator import mul
 from dflash_mlx.policy.costs import SLOWLY
 
 LEVELS = tuple(0.8 * i for i in range(-5, 6))  # logits; biases that a text may have, 2 % to 98 %
+NO_TEXTS = (0.0,) * len(LEVELS)
 JUMP = 0.003  # chance per token that the text changes to any other level
 FADING = 0.8  # what a text counts for when another one has ended
 UNKNOWN = 0.5  # texts; what an even belief counts for at the start of one
@@ -23,7 +24,6 @@ class Chances:
 
     def __init__(self, most: int):
         self.table = [[_sigmoid(level)] * most for level in LEVELS]  # by level and depth
-        self.texts = [0.0] * len(LEVELS)  # mean beliefs of the texts so far, faded
         self._depths = [0.0] * most
         self._weights = [0.0, 1.0, 0.0]
 
@@ -54,12 +54,14 @@ class Text:
     """How well the draft guesses one text: a belief over levels, after Bayes.
 
     A text stays at its level and now and then jumps to any other, so the belief is narrow while the
-    text is steady, and moves within a few cycles when it changes. It begins like the texts before.
+    text is steady, and moves within a few cycles when it changes. It begins like those before it.
     """
 
-    def __init__(self, chances: Chances):
-        self._chances, self._sum, self._verifies = chances, [0.0] * len(LEVELS), 0
-        self._belief = _normal([t + UNKNOWN / len(LEVELS) for t in chances.texts])
+    def __init__(self, chances: Chances, before: Sequence[float] = NO_TEXTS):
+        """Begin like the texts before, of which `before` is what `with_this` gave."""
+        self._chances, self._before = chances, before
+        self._sum, self._verifies = [0.0] * len(LEVELS), 0
+        self._belief = _normal([t + UNKNOWN / len(LEVELS) for t in before])
 
     def tokens(self, most: int) -> list[float]:
         """Tokens that a verify of m = 0 … most proposals yields on average, bonus included."""
@@ -106,11 +108,12 @@ class Text:
         """A token went by."""
         self._belief = [b * (1 - JUMP) + JUMP / len(LEVELS) for b in self._belief]
 
-    def end(self) -> None:
-        """The text is over."""
-        if self._verifies:
-            pairs = zip(self._chances.texts, self._sum, strict=True)
-            self._chances.texts = [FADING * t + s / self._verifies for t, s in pairs]
+    def with_this(self) -> Sequence[float]:
+        """The sum of the mean beliefs of all texts so far, by level, each faded."""
+        if not self._verifies:
+            return self._before
+        pairs = zip(self._before, self._sum, strict=True)
+        return [FADING * t + s / self._verifies for t, s in pairs]
 
 
 def _normal(shares: Sequence[float]) -> list[float]:
