@@ -1,8 +1,10 @@
 """Texts as the target itself would write them: what a draft is best trained on."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
@@ -17,11 +19,13 @@ from dflash_mlx.training.answer_store import AnswerStore
 from dflash_mlx.training.batches import Sample, collate
 from dflash_mlx.training.data import opening
 
-GROUP = 64  # sequences answered together at most: beyond it a batch gets hardly faster
-GROUP_SECONDS = 15.0  # that a group may take: what a stopped run has to ask for again
-PREFILL = 64  # tokens of each prompt in a forward, so that Ctrl-C is soon heard
+GROUP = 64  # sequences checked, and then written on, in one go
+TOGETHER = 32  # of them that are written at once at most: beyond it a batch gets hardly faster
+PREFILL = 64  # tokens of a prompt in a forward, and
+PROMPTS = 8  # prompts, at most
 LOGITS = 1 << 28  # held at once, at most
-CHECK_SECONDS = 0.5  # of one forward when texts are checked: Ctrl-C waits for it
+CHECK_SECONDS = 0.5  # of one forward, about: Ctrl-C waits for it
+PROBE = 8  # rows of the forward that tells how many fit into that
 
 Progress = Callable[[int, int], None]
 
@@ -53,36 +57,69 @@ class Author:
             start, self._columns = end, self._columns * 2 if fast else max(1, self._columns // 2)
         return chosen
 
-    def continuations(self, prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
-        """What it writes after each prompt: at most `limits` tokens, its stop token included."""
+    def continuations(
+        self, prompts: list[list[int]], limits: list[int]
+    ) -> Iterator[tuple[int, list[int]]]:
+        """What it writes after each prompt: at most `limits` tokens, its stop token included.
+
+        Yields which prompt it is, and the tokens, as they end.
+        """
+        rest = set(range(len(prompts)))
         if self._pair is None and self._batches:
             try:
-                return self._together(prompts, limits)
+                for which, text in self._together(prompts, limits):
+                    rest.remove(which)
+                    yield which, text
             except ValueError:
                 self._batches = False  # mlx-lm cannot batch every kind of cache
-        return [self._alone(p, limit) for p, limit in zip(prompts, limits, strict=True)]
+        for which in sorted(rest):
+            yield which, self._alone(prompts[which], limits[which])
 
-    def _together(self, prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
+    def _together(
+        self, prompts: list[list[int]], limits: list[int]
+    ) -> Iterator[tuple[int, list[int]]]:
         # mlx-lm's batch_generate would leave out which of several stop tokens ended a text.
+        many = max(1, min(PROMPTS, self._rows // PREFILL))
         generator = BatchGenerator(
             self.view.model,
             stop_tokens=[[token] for token in self.tokenizer.eos_token_ids],
-            prefill_step_size=PREFILL,
+            completion_batch_size=min(TOGETHER, self._rows),
+            prefill_batch_size=many,
+            prefill_step_size=min(PREFILL, self._rows // many),
         )
         try:
-            texts: dict[int, list[int]] = {u: [] for u in generator.insert(prompts, limits)}
+            numbers = {uid: k for k, uid in enumerate(generator.insert(prompts, limits))}
+            texts: list[list[int]] = [[] for _ in prompts]
             while responses := generator.next_generated():
                 for response in responses:
-                    texts[response.uid].append(int(response.token))
+                    which = numbers[response.uid]
+                    texts[which].append(int(response.token))
+                    if response.finish_reason is not None:
+                        yield which, texts[which]
         finally:
             generator.close()
-        return list(texts.values())
+
+    @cached_property
+    def _rows(self) -> int:
+        """Rows that a forward may have, so that it ends within the time for which Ctrl-C waits."""
+        seconds = 0.0
+        for _ in range(2):  # the first one also compiles and loads
+            began = time.perf_counter()
+            tokens = mx.zeros((1, PROBE), mx.int32)
+            mx.eval(self.view.forward(tokens, self.view.make_cache())[0])
+            seconds = time.perf_counter() - began
+        return max(1, min(PROMPTS * PREFILL, int(PROBE * CHECK_SECONDS / seconds)))
 
     def _alone(self, prompt: list[int], limit: int) -> list[int]:
         if self._pair is None:
-            responses = stream_generate(self.view.model, self.tokenizer, prompt, limit)
+            responses = stream_generate(
+                self.view.model, self.tokenizer, prompt, limit, prefill_step_size=self._rows
+            )
             return [response.token for response in responses]
-        return [r.token for r in api.stream_generate(self._pair, self.tokenizer, prompt, limit)]
+        written = api.stream_generate(
+            self._pair, self.tokenizer, prompt, limit, prefill_step_size=self._rows
+        )
+        return [response.token for response in written]
 
 
 @dataclass
@@ -92,6 +129,10 @@ class _Rewriting:
     tokens: list[int]
     learn: list[bool]
     to_come: list[list[int]]
+
+    def sample(self) -> Sample:
+        """As it stands."""
+        return Sample(np.array(self.tokens, dtype=np.int32), np.array(self.learn))
 
 
 def answered(
@@ -113,7 +154,7 @@ def answered(
         author: the target.
         store: keeps the answers; its `length` is the most tokens of a sequence.
         progress: called with samples done and their number.
-        enough: asked before every group whether to leave it at those answered so far.
+        enough: asked after every answer whether to leave it at those there are.
 
     Returns:
         The rewritten samples, in order; None for those not answered.
@@ -122,50 +163,52 @@ def answered(
     order = [i for i, answer in enumerate(known) if answer is None]
     order.sort(key=lambda i: len(samples[i].tokens))
     progress(len(samples) - len(order), len(samples))
-    size = 1
     while order and not enough():
-        began = time.perf_counter()
-        group, order = order[:size], order[size:]
-        rewritten = _rewrite([samples[i] for i in group], author, store.length)
-        for i, answer in zip(group, rewritten, strict=True):
-            store.add(samples[i], answer)
-            known[i] = answer
-        each = (time.perf_counter() - began) / len(group)
-        size = max(1, min(GROUP, 2 * size, int(GROUP_SECONDS / max(each, 1e-9))))
-        progress(len(samples) - len(order), len(samples))
+        group, order = order[:GROUP], order[GROUP:]
+        rewriting = _rewrite([samples[i] for i in group], author, store.length)
+        with closing(rewriting):
+            for k, answer in rewriting:
+                store.add(samples[group[k]], answer)
+                known[group[k]] = answer
+                progress(sum(sample is not None for sample in known), len(samples))
+                if enough():
+                    return known
     return known
 
 
-def _rewrite(samples: list[Sample], author: Author, length: int) -> list[Sample]:
+def _rewrite(
+    samples: list[Sample], author: Author, length: int
+) -> Iterator[tuple[int, Sample]]:
+    """Which sample it is, and what has become of it, as they are done."""
     samples = [_with_opening(sample) for sample in samples]
-    departures = _departures(samples, author)
-    changing = {
-        k: _Rewriting(
-            samples[k].tokens[:at].tolist(),
-            samples[k].learn[:at].tolist(),
-            _said_after(samples[k], at),
+    asking: dict[int, _Rewriting] = {}
+    for k, at in _departures(samples, author):
+        sample = samples[k]
+        if at is None:
+            yield k, sample
+            continue
+        text = _Rewriting(
+            sample.tokens[:at].tolist(), sample.learn[:at].tolist(), _said_after(sample, at)
         )
-        for k, at in departures.items()
-    }
-    asking = [text for text in changing.values() if len(text.tokens) < length]
+        if at < length:
+            asking[k] = text
+        else:
+            yield k, text.sample()
     while asking:
-        prompts = [text.tokens for text in asking]
-        limits = [length - len(prompt) for prompt in prompts]
-        written = author.continuations(prompts, limits)
-        for text, answer in zip(asking, written, strict=True):
-            text.tokens += answer
-            text.learn += [True] * len(answer)
-            if text.to_come and len(text.tokens) + len(text.to_come[0]) < length:
-                said = text.to_come.pop(0)
-                text.tokens += said
-                text.learn += [False] * len(said)
-            else:
-                text.to_come.clear()
-        asking = [text for text in asking if not text.learn[-1]]
-    result = list(samples)
-    for k, text in changing.items():
-        result[k] = Sample(np.array(text.tokens, dtype=np.int32), np.array(text.learn))
-    return result
+        numbers = list(asking)
+        prompts = [text.tokens for text in asking.values()]
+        writing = author.continuations(prompts, [length - len(prompt) for prompt in prompts])
+        with closing(writing):
+            for which, answer in writing:
+                text = asking[numbers[which]]
+                text.tokens += answer
+                text.learn += [True] * len(answer)
+                if text.to_come and len(text.tokens) + len(text.to_come[0]) < length:
+                    said = text.to_come.pop(0)
+                    text.tokens += said
+                    text.learn += [False] * len(said)
+                else:
+                    yield numbers[which], asking.pop(numbers[which]).sample()
 
 
 def _with_opening(sample: Sample) -> Sample:
@@ -175,12 +218,17 @@ def _with_opening(sample: Sample) -> Sample:
     return sample
 
 
-def _departures(samples: list[Sample], author: Author) -> dict[int, int]:
-    """Where each sample leaves the target's output, or ends before the target would end it."""
-    found: dict[int, int] = {}
-    # Where nothing is to be learnt there is nothing to check: an answer is still to come.
-    found |= {k: len(s.tokens) for k, s in enumerate(samples) if not s.learn.any()}
-    rest = [k for k in range(len(samples)) if k not in found]
+def _departures(samples: list[Sample], author: Author) -> Iterator[tuple[int, int | None]]:
+    """Where each sample leaves the target's output, or ends before the target would end it.
+
+    Yields which sample it is, and the position, or None where it is the target's output already.
+    """
+    rest = []
+    for k, sample in enumerate(samples):
+        if sample.learn.any():
+            rest.append(k)
+        else:  # nothing to check: an answer is still to come
+            yield k, len(sample.tokens)
     while rest:
         width = max(len(samples[k].tokens) for k in rest)
         count = max(1, LOGITS // (width * author.view.vocab_size))
@@ -192,10 +240,11 @@ def _departures(samples: list[Sample], author: Author) -> dict[int, int]:
         for row, k in enumerate(group):
             tokens = samples[k].tokens
             if wrong[row].any():
-                found[k] = int(wrong[row].argmax()) + 1
+                yield k, int(wrong[row].argmax()) + 1
             elif tokens[-1] not in author.tokenizer.eos_token_ids or not samples[k].learn[-1]:
-                found[k] = len(tokens)
-    return found
+                yield k, len(tokens)
+            else:
+                yield k, None
 
 
 def _said_after(sample: Sample, at: int) -> list[list[int]]:

@@ -1,15 +1,15 @@
-"""How long a run will take, from what one of each of its parts took here."""
+"""How long a run will take, from what a few of each of its parts took here."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a run's parts, each counted from one that was timed.
+    """Seconds of a run's parts, each counted from some that were timed.
 
     Attributes:
-        answering: of all rows that the target has still to answer; fewer when it answers several
-            at once.
+        answering: of all rows that the target has still to answer; fewer when it writes more of them at
+            once.
         training: of all steps that are left.
         measuring: of the evaluations, at most.
     """
@@ -23,7 +23,7 @@ class Estimate:
         if self.answering:
             parts.insert(0, ("answers, at most", self.answering))
         spelled = ", ".join(f"{what} {duration(seconds)}" for what, seconds in parts)
-        return f"Estimated from one of each: {spelled}."
+        return f"Estimated from a few of each: {spelled}."
 
 
 def duration(seconds: float) -> str:

@@ -46,6 +46,7 @@ HELD_OUT = 32  # sequences, or a tenth where there are few
 MEASURING_SHARE = 0.1  # of the time between two evaluations that one may take,
 MEASURING_SECONDS = 20.0  # and what it may take however short that time is
 ANSWERING_SHARE = 0.5  # of the minutes allowed that the target's answers may take
+TIMED = 4  # answers that are timed, as several are written at once
 NORM_SCALES = (1.0, 0.5, 0.25, 0.125)  # of the target's final norm, tried on the first batch
 MASKS = 4  # tokens tried there as mask, at most
 _NO_MEMORY = re.compile("allocat|memory", re.IGNORECASE)
@@ -289,13 +290,14 @@ class Training:
         if new:
             stage("Timing an answer", 0, 0)
             start = time.monotonic()
-            answered([new[len(new) // 2]], author, store, lambda done, total: None)
-            one = time.monotonic() - start
+            some = new[len(new) // 2 :][:TIMED]
+            answered(some, author, store, lambda done, total: None)
+            one = (time.monotonic() - start) / len(some)
         steps = plan.total_steps
         count = -(-steps // self.eval_every)
         measuring = max(MEASURING_SECONDS * count, MEASURING_SHARE * step * steps)
         if plan.minutes is None:
-            say(str(Estimate(one * max(len(new) - 1, 0), step * steps, measuring)))
+            say(str(Estimate(one * max(len(new) - TIMED, 0), step * steps, measuring)))
         else:
             say(
                 f"A step takes {duration(step)}" + (f", an answer {duration(one)}." if new else ".")
