@@ -305,6 +305,46 @@ def test_a_restored_run_goes_on_as_if_it_had_not_stopped(frozen, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
 
 
+def test_a_step_in_parts_is_the_step_as_a_whole(frozen, monkeypatch):
+    """And what stops it between two of them leaves the draft and the optimizer as they were."""
+    parted, whole = new_trainer(frozen), new_trainer(frozen)
+    counts = []
+
+    def count():
+        counts[-1] += 1
+
+    def in_one(batch, blocks):
+        yield batch, blocks
+
+    monkeypatch.setattr(whole, "_parts", in_one)
+    for _ in range(4):
+        counts.append(0)
+        report, expected = parted.step(count), whole.step()
+        assert report.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert np.array_equal(report.right, expected.right) and report.run == expected.run
+    assert max(counts) > 2
+    for (name, value), (_, other) in zip(
+        tree_flatten(parted.draft.parameters()),
+        tree_flatten(whole.draft.parameters()),
+        strict=True,
+    ):
+        assert mx.allclose(value, other, atol=1e-4), name
+
+    def stop():
+        count()
+        if counts[-1] == 2:
+            raise KeyboardInterrupt
+
+    kept = [mx.array(value) for _, value in tree_flatten(parted.draft.parameters())]
+    moments = [mx.array(value) for _, value in tree_flatten(parted.optimizer.state["layers"])]
+    counts.append(0)
+    with pytest.raises(KeyboardInterrupt):
+        parted.step(stop)
+    assert parted.step_count == 4
+    assert same(kept, [value for _, value in tree_flatten(parted.draft.parameters())])
+    assert same(moments, [value for _, value in tree_flatten(parted.optimizer.state["layers"])])
+
+
 def feature_store(frozen, samples, folder, most_bytes=1 << 30):
     asked = []
 

@@ -188,8 +188,8 @@ def block_loss(
     raised: mx.array | None = None,
     most_logits: int = MOST_LOGITS,
     adaptive: bool = False,
-) -> tuple[mx.array, mx.array]:
-    """Weighted mean cross-entropy, and which rows' most likely token was right.
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Weighted mean cross-entropy, which rows' most likely token was right, and what they weigh.
 
     With a large vocabulary the logits of all rows would fill the memory several times over. Rows
     are then taken in parts whose logits are computed once more for the gradient.
@@ -197,7 +197,8 @@ def block_loss(
     Args:
         draft: has the cap on the logits.
         states: of the proposal rows, [..., H].
-        targets, weights: [...]; returns the loss, a scalar, and bool [...].
+        targets, weights: [...]; returns the loss, a scalar, bool [...], and the sum of the
+            weights, a scalar.
         head: the target's, [1, N, H] -> [1, N, V], or a part of it that `targets` point into.
         raised: [V], added to the logits in the loss; whether a row was right leaves it out.
         most_logits: the most logits of a part.
@@ -217,8 +218,9 @@ def block_loss(
     each = mx.concatenate(losses).reshape(shape)
     if adaptive:
         weights = weights * adaptive_weights(each, weights > 0)
-    total = (each * weights).sum() / mx.maximum(weights.sum(), 1e-6)
-    return total, mx.concatenate(hits).reshape(shape)
+    weight = weights.sum()
+    total = (each * weights).sum() / mx.maximum(weight, 1e-6)
+    return total, mx.concatenate(hits).reshape(shape), weight
 
 
 def adaptive_weights(losses: mx.array, used: mx.array) -> mx.array:

@@ -167,7 +167,8 @@ class Training:
     def run(self) -> Iterator[Event]:
         """Train to the last step, and say how each step and each evaluation went.
 
-        Ctrl-C is honoured between steps: it saves, and leaves as KeyboardInterrupt.
+        Ctrl-C is honoured between the sequences of a step, which is then not done: it saves, and
+        leaves as KeyboardInterrupt.
 
         Raises:
             DFlashError: memory ran out, or the output cannot be written.
@@ -178,7 +179,7 @@ class Training:
                 while self.trainer.step_count < steps:
                     interrupts.check()
                     with self._memory(self.trainer.step_count + 1):
-                        report = self.trainer.step()
+                        report = self.trainer.step(interrupts.check)
                     self._log(report)
                     trained += report.seconds
                     yield report

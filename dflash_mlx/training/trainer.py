@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_map
 
 from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.draft.model import DFlashDraft
@@ -109,21 +110,25 @@ class Trainer:
         """Compute every step's loss over the whole vocabulary, whatever that costs."""
         self._vocabulary = None
 
-    def step(self) -> StepReport:
-        """Train on the next batch."""
+    def step(self, check: Callable[[], None] = lambda: None) -> StepReport:
+        """Train on the next batch.
+
+        check: called between parts of it; where it raises, the state is that before the step, but
+        the batch is gone.
+        """
         began = time.perf_counter()
         number, plan = self.step_count, self.plan
         batch = next(self._batches)
         rng = np.random.default_rng([plan.seed, number])
         self.optimizer.learning_rate = plan.learning_rate_at(number)
         blocks = self._blocks(batch, rng)
-        (loss, hits), gradients = self._gradients(blocks, self._features(batch), rng)
+        loss, hits, gradients = self._gradients(batch, blocks, self._features, rng, check)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         self.optimizer.update(self.draft, gradients)
-        mx.eval(loss, hits, self.draft.parameters(), self.optimizer.state)
+        mx.eval(self.draft.parameters(), self.optimizer.state)
         self.step_count += 1
         seconds = time.perf_counter() - began
-        return self._report(loss.item(), batch, np.array(hits), blocks.weights > 0, seconds)
+        return self._report(loss, batch, hits, blocks.weights > 0, seconds)
 
     def accuracy(
         self, samples: Sequence[Sample], enough: Callable[[], bool] = lambda: False
@@ -131,23 +136,28 @@ class Trainer:
         """The share of blocks whose most likely token is right, for each place of a block.
 
         samples: others than those trained on; their blocks are the same at every call. enough:
-        asked after every batch whether to leave it at that.
+        asked after every part of a batch whether to leave it at that.
         """
         right = seen = np.zeros(self.draft.block_size - 1)
         for batch in batches(samples, self._tokens_per_batch, random.Random(0)):
             blocks = self._blocks(batch, np.random.default_rng(0))
-            hits = np.array(self._whole_loss(blocks, self._computed(batch))[1])
-            used = blocks.weights > 0
-            right, seen = right + (hits & used).sum(axis=(0, 1)), seen + used.sum(axis=(0, 1))
-            if enough():
-                break
+            for some, part in self._parts(batch, blocks):
+                hits = np.array(self._whole_loss(part, self._computed(some))[1])
+                used = part.weights > 0
+                right, seen = right + (hits & used).sum(axis=(0, 1)), seen + used.sum(axis=(0, 1))
+                if enough():
+                    return (right / np.maximum(seen, 1)).tolist()
         return (right / np.maximum(seen, 1)).tolist()
 
     def first_loss(self) -> float:
         """The loss of the draft as it is on the run's first batch, over the whole vocabulary."""
         batch = next(self._endless_batches())
         blocks = self._blocks(batch, np.random.default_rng([self.plan.seed, 0]))
-        return self._whole_loss(blocks, self._computed(batch))[0].item()
+        total = weights = 0.0
+        for some, part in self._parts(batch, blocks):
+            loss, _, weight = self._whole_loss(part, self._computed(some))
+            total, weights = total + (loss * weight).item(), weights + weight.item()
+        return total / max(weights, 1e-6)
 
     def seconds_per_step(self) -> float:
         """What a step on full sequences takes here; the draft and the run stay as they are."""
@@ -159,7 +169,7 @@ class Trainer:
         for _ in range(2):  # the first one also compiles and loads
             began = time.perf_counter()
             rng = np.random.default_rng(0)
-            mx.eval(self._gradients(self._blocks(batch, rng), self._computed(batch), rng))
+            mx.eval(self._gradients(batch, self._blocks(batch, rng), self._computed, rng)[2])
             seconds = time.perf_counter() - began
         return seconds
 
@@ -182,18 +192,55 @@ class Trainer:
         """The batch's features [B, T, taps * H], from the target."""
         return mx.stop_gradient(self.target.features(mx.array(batch.tokens)))
 
-    def _gradients(self, blocks: Blocks, features: mx.array, rng: np.random.Generator) -> Any:
-        """((loss, which rows were right [B, A, n - 1]), the gradients)."""
-        head, targets, raised = self.target.head, blocks.targets, None
-        if self._vocabulary is not None:
-            part = self._vocabulary.part(targets, rng)
-            rows = self.target.head_rows(mx.array(part.ids))
-            assert rows is not None
-            head, targets = partial(_multiply, rows), part.positions(targets)
-            raised = mx.array(part.raised)
-        return self._loss_and_grad(blocks, features, head, mx.array(targets), raised)
+    def _parts(self, batch: Batch, blocks: Blocks) -> Iterator[tuple[Batch, Blocks]]:
+        """A batch by as many sequences as hold the tokens of one of full length."""
+        rows, width = batch.tokens.shape
+        count = max(1, self.plan.seq_length // width)
+        for start in range(0, rows, count):
+            some = slice(start, start + count)
+            yield _rows(batch, some), _rows(blocks, some)
 
-    def _whole_loss(self, blocks: Blocks, features: mx.array) -> tuple[Any, mx.array]:
+    def _gradients(
+        self,
+        batch: Batch,
+        blocks: Blocks,
+        features: Callable[[Batch], mx.array],
+        rng: np.random.Generator,
+        check: Callable[[], None] = lambda: None,
+    ) -> tuple[float, np.ndarray, Any]:
+        """Loss, which rows were right [B, A, n - 1], and gradients, part by part.
+
+        Parts bound the memory that the batch takes, and how long an interrupt waits.
+        """
+        head, raised, positions = self.target.head, None, lambda targets: targets
+        if self._vocabulary is not None:
+            kept = self._vocabulary.part(blocks.targets, rng)
+            weights = self.target.head_rows(mx.array(kept.ids))
+            assert weights is not None
+            head, positions = partial(_multiply, weights), kept.positions
+            raised = mx.array(kept.raised)
+        losses, weighing, right, total = 0.0, 0.0, [], None
+        for some, part in self._parts(batch, blocks):
+            check()
+            seen = features(some)
+            mx.eval(seen)
+            check()
+            targets = mx.array(positions(part.targets))
+            (loss, hits, weight), gradients = self._loss_and_grad(part, seen, head, targets, raised)
+            gradients = tree_map(partial(mx.multiply, weight), gradients)
+            if total is not None:
+                gradients = tree_map(mx.add, total, gradients)
+            total = gradients
+            mx.eval(loss, hits, weight, total)
+            losses, weighing = losses + loss.item() * weight.item(), weighing + weight.item()
+            right.append(np.array(hits))
+        weighing = max(weighing, 1e-6)
+        mean = tree_map(lambda gradient: gradient / weighing, total)
+        return losses / weighing, np.concatenate(right), mean
+
+    def _whole_loss(
+        self, blocks: Blocks, features: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
         return self._loss(blocks, features, self.target.head, mx.array(blocks.targets), None)
 
     def _loss(
@@ -203,7 +250,7 @@ class Trainer:
         head: Callable[[mx.array], mx.array],
         targets: mx.array,
         raised: mx.array | None,
-    ) -> tuple[mx.array, mx.array]:
+    ) -> tuple[mx.array, mx.array, mx.array]:
         first, anchors = mx.array(blocks.first), mx.array(blocks.anchors)
         states = proposal_states(self.draft, features, first, anchors, self.target.embed)
         weights, adaptive = mx.array(blocks.weights), self.plan.gamma is None
@@ -230,6 +277,11 @@ class Trainer:
             seen=used.sum(axis=(0, 1)),
             run=1 + float(runs[blocks].mean()) if blocks.any() else 0.0,
         )
+
+
+def _rows(whole: Any, rows: slice) -> Any:
+    """Some rows of a dataclass of arrays [B, …]."""
+    return type(whole)(*(getattr(whole, field.name)[rows] for field in fields(whole)))
 
 
 def _multiply(rows: mx.array, states: mx.array) -> mx.array:
