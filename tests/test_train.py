@@ -225,7 +225,8 @@ def test_a_run_says_beforehand_what_it_will_take(
     Training(Plan(str(target), data, steps=50, **options), tmp_path / "made", say=said.append)
     (line,) = said
     assert re.fullmatch(
-        r"Estimated from a few of each: answers, at most .+, steps .+, measuring, at most .+\.", line
+        r"Estimated from a few of each: answers, at most .+, steps .+, measuring, at most .+\.",
+        line,
     )
     assert [duration(s) for s in (5, 100, 5400, 7200, 12000, 400000)] == [
         "5 s",

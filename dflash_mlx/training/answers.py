@@ -176,9 +176,7 @@ def answered(
     return known
 
 
-def _rewrite(
-    samples: list[Sample], author: Author, length: int
-) -> Iterator[tuple[int, Sample]]:
+def _rewrite(samples: list[Sample], author: Author, length: int) -> Iterator[tuple[int, Sample]]:
     """Which sample it is, and what has become of it, as they are done."""
     samples = [_with_opening(sample) for sample in samples]
     asking: dict[int, _Rewriting] = {}

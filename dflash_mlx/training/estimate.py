@@ -8,8 +8,8 @@ class Estimate:
     """Seconds of a run's parts, each counted from some that were timed.
 
     Attributes:
-        answering: of all rows that the target has still to answer; fewer when it writes more of them at
-            once.
+        answering: of all rows that the target has still to answer; fewer when it writes more of
+            them at once.
         training: of all steps that are left.
         measuring: of the evaluations, at most.
     """
