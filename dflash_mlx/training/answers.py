@@ -1,7 +1,7 @@
 """Texts as the target itself would write them: what a draft is best trained on."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,7 +59,7 @@ class Author:
 
     def continuations(
         self, prompts: list[list[int]], limits: list[int]
-    ) -> Iterator[tuple[int, list[int]]]:
+    ) -> Generator[tuple[int, list[int]], None, None]:
         """What it writes after each prompt: at most `limits` tokens, its stop token included.
 
         Yields which prompt it is, and the tokens, as they end.
@@ -176,7 +176,9 @@ def answered(
     return known
 
 
-def _rewrite(samples: list[Sample], author: Author, length: int) -> Iterator[tuple[int, Sample]]:
+def _rewrite(
+    samples: list[Sample], author: Author, length: int
+) -> Generator[tuple[int, Sample], None, None]:
     """Which sample it is, and what has become of it, as they are done."""
     samples = [_with_opening(sample) for sample in samples]
     asking: dict[int, _Rewriting] = {}

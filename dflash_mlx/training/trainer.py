@@ -14,6 +14,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
 
+from dflash_mlx.draft.dtype import parameters
 from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.draft.model import DFlashDraft
 from dflash_mlx.target import TargetView
@@ -24,6 +25,7 @@ from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.state import restore_state, save_state
 from dflash_mlx.training.vocabulary import LossVocabulary
 
+LEAST_WORK = 1 << 31  # tokens times weights of a step's part: below it, parts only cost time
 WEIGHT_DECAY = 0.01  # AdamW's; small against the signal of a few thousand steps
 
 
@@ -103,6 +105,7 @@ class Trainer:
             bias_correction=True,
         )
         self.optimizer.init(draft.trainable_parameters())
+        self._weights = sum(array.size for array in parameters(draft).values())
         self._batches = self._endless_batches()
         self._loss_and_grad = nn.value_and_grad(draft, self._loss)
 
@@ -193,9 +196,9 @@ class Trainer:
         return mx.stop_gradient(self.target.features(mx.array(batch.tokens)))
 
     def _parts(self, batch: Batch, blocks: Blocks) -> Iterator[tuple[Batch, Blocks]]:
-        """A batch by as many sequences as hold the tokens of one of full length."""
+        """A batch by as many sequences as hold one's full length, or are worth a part."""
         rows, width = batch.tokens.shape
-        count = max(1, self.plan.seq_length // width)
+        count = max(1, max(self.plan.seq_length, LEAST_WORK // self._weights) // width)
         for start in range(0, rows, count):
             some = slice(start, start + count)
             yield _rows(batch, some), _rows(blocks, some)
@@ -238,9 +241,7 @@ class Trainer:
         mean = tree_map(lambda gradient: gradient / weighing, total)
         return losses / weighing, np.concatenate(right), mean
 
-    def _whole_loss(
-        self, blocks: Blocks, features: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    def _whole_loss(self, blocks: Blocks, features: mx.array) -> Any:
         return self._loss(blocks, features, self.target.head, mx.array(blocks.targets), None)
 
     def _loss(
