@@ -1,6 +1,7 @@
 """dflash-mlx serve: the model over HTTP."""
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,7 @@ from dflash_mlx.server.service import Defaults, Service
 
 _SERVER = "Server"
 _HERE = ("127.0.0.1", "::1", "localhost")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 Host = Annotated[
     str,
@@ -210,9 +212,9 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            err.print(
-                f"{time.strftime('%H:%M:%S')} {self.format(record)}", markup=False, soft_wrap=True
-            )
+            # What clients sent may stand in it, and a terminal obeys some characters.
+            text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], self.format(record))
+            err.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, soft_wrap=True)
         except Exception:
             self.handleError(record)
 

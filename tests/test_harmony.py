@@ -13,6 +13,7 @@ from dflash_mlx.conversation import Template
 from dflash_mlx.conversation.conversation import Conversation
 from dflash_mlx.conversation.harmony import Header, Messages, parse_header, speaks_harmony
 from dflash_mlx.conversation.thinking import markers, parts_of_answer
+from dflash_mlx.server.formats import thinking_ends
 from tests.tiny_pair import vocabulary, write_pair, write_tokenizer
 
 MARKERS = ["start", "end", "message", "channel", "constrain", "return", "call"]
@@ -169,6 +170,19 @@ def test_an_answer_begins_where_the_prompt_stops(tmp_path: Path) -> None:
         ("hm", "analysis")
     ]
     assert answer("no header", "y<|end|>") == [("y", None)]
+
+
+def test_the_headers_of_a_final_text_end_the_thinking(tmp_path: Path) -> None:
+    """A grammar for the text begins behind any of them."""
+    tokenizer = harmony_tokenizer(tmp_path)
+    tokenizer._think_start = None
+    ends = thinking_ends(tokenizer, "text")
+    for typed in ("", " ", " <|constrain|>json", "<|constrain|>json"):
+        written = (
+            f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final{typed}"
+        )
+        tokens = tokenizer.encode(f"{written}<|message|>", add_special_tokens=False)
+        assert any(tuple(tokens[-len(end) :]) == end for end in ends), typed
 
 
 def test_a_conversation_goes_on_after_any_header(tmp_path: Path, monkeypatch) -> None:

@@ -175,7 +175,7 @@ def test_messages(tokenizer) -> None:
         client = anthropic.Anthropic(base_url=address, api_key="any", max_retries=0)
         system: Any = [
             {"type": "text", "text": "x-anthropic-billing-header: cch=123;"},
-            {"type": "text", "text": "Be brief."},
+            {"type": "text", "text": "x-anthropic-billing-header: cch=4;\nBe brief."},
         ]
         whole = client.messages.create(
             model="claude", max_tokens=500, messages=HELLO, tools=tools, system=system

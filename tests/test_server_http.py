@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -36,6 +37,14 @@ BAD: list[tuple[str, Any, str]] = [
     (CHAT, {"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text only"),
     (CHAT, {**ASK, "n": 2}, "n can only be 1"),
+    (MESSAGES, {**ASK, "n": 2}, "n can only be 1"),
+    (RESPONSES, {"input": "x", "n": 2}, "n can only be 1"),
+    (CHAT, {**ASK, "max_tokens": "a"}, "max_tokens must be a whole number"),
+    (CHAT, {**ASK, "seed": 10**4000}, "seed must be at least"),
+    (CHAT, {**ASK, "chat_template_kwargs": {"chat_template": "x"}}, "cannot hold 'chat_template'"),
+    (CHAT, {**ASK, "chat_template_kwargs": {"messages": []}}, "cannot hold 'messages'"),
+    (MESSAGES, {**ASK, "guided_regex": "a", "guided_json": {}}, "Give only one"),
+    (RESPONSES, {"input": "x", "text": {"format": {"type": "xml"}}}, "text.format.type"),
     (CHAT, {**ASK, "temperature": "hot"}, "temperature must be a number"),
     (CHAT, {**ASK, "temperature": -1}, "temperature must be at least 0"),
     (CHAT, {**ASK, "top_p": 1.5}, "top_p must be at least 0 and at most 1"),
@@ -115,6 +124,9 @@ def test_keys(tokenizer) -> None:
             ({"x-api-key": "s\xe9cret".encode("latin-1")}, 401),
             ({"Authorization": "Bearer secret"}, 200),
             ({"x-api-key": "other"}, 200),
+            ({"Authorization": "bearer other", "x-api-key": "none"}, 200),
+            ({"Authorization": "Bearer none", "x-api-key": "secret"}, 200),
+            ({"Authorization": "Bearer", "x-api-key": ""}, 401),
         ]:
             for path in (CHAT, MESSAGES):
                 assert post(address, path, ASK, headers=headers).status_code == status
@@ -127,6 +139,9 @@ def test_pages_of_other_sites_stay_outside(tokenizer) -> None:
     with saying(tokenizer, "Fine.") as (address, _):
         assert post(address, CHAT, ASK, headers=site).status_code == 403
         assert post(address, CHAT, ASK, headers={"Host": "evil.example"}).status_code == 403
+        assert post(address, CHAT, ASK, headers={"Host": "["}).status_code == 400
+        for nowhere in ("http://[", "null", "127.0.0.1"):
+            assert post(address, CHAT, ASK, headers={"Origin": nowhere}).status_code == 403
         assert post(address, CHAT, ASK, headers={"Origin": address}).status_code == 200
         assert "access-control-allow-origin" not in httpx.get(f"{address}/health").headers
     with saying(tokenizer, "Fine.", Protection(origins=["https://my.example"])) as (address, _):
@@ -136,6 +151,23 @@ def test_pages_of_other_sites_stay_outside(tokenizer) -> None:
         preflight = {**mine, "Access-Control-Request-Method": "POST"}
         assert httpx.options(address + CHAT, headers=preflight).status_code == 200
         assert post(address, CHAT, ASK, headers=site).status_code == 403
+
+
+def test_a_grammar_is_compiled_while_others_are_served(tokenizer) -> None:
+    with saying(tokenizer, "Fine.") as (address, engine):
+        submit, go_on = engine.submit, threading.Event()
+
+        def slowly(job: Any, listener: Any) -> Any:
+            assert job.grammar is None or go_on.wait(10)
+            return submit(job, listener)
+
+        engine.submit = slowly
+        with ThreadPoolExecutor(1) as pool:
+            guided = pool.submit(post, address, CHAT, {**ASK, "guided_regex": "a"})
+            assert post(address, CHAT, ASK).status_code == 200
+            assert not guided.done()
+            go_on.set()
+            assert guided.result().status_code == 200
 
 
 def test_a_full_queue_says_when_to_come_again(tokenizer) -> None:

@@ -58,6 +58,11 @@ def speaks_harmony(tokenizer: TokenizerWrapper) -> bool:
     return all(marker in vocabulary for marker in (_START, _CHANNEL, _MESSAGE))
 
 
+def speaks_only_harmony(tokenizer: TokenizerWrapper) -> bool:
+    """Whether a model's answers are harmony messages, as those of gpt-oss."""
+    return not tokenizer.has_thinking and speaks_harmony(tokenizer)
+
+
 def parse_header(text: str, before: Header) -> Header:
     """The header that is written in a text, up to its `<|message|>`.
 
@@ -102,8 +107,9 @@ class Messages:
             return cls()
         last = list(prompt[found[-1] :])
         if message not in last:
-            # The prompt has the whole role, so what follows is no part of it.
-            return cls(opened=tokenizer.decode(last) + " ")
+            opened = tokenizer.decode(last)
+            # A prompt that ends with the role has all of it, so what follows is no part of it.
+            return cls(opened=opened if _NAMED.search(opened) else opened + " ")
         header = tokenizer.decode(last[: last.index(message)])
         return cls(parse_header(header, Header()))
 

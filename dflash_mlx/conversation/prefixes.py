@@ -282,7 +282,8 @@ class PrefixCache:
 def _parting(found: list[tuple[Entry, int]], ids: Ids, usable: int) -> Parting | None:
     """What an earlier prompt has otherwise, where that costs more than its own tail."""
     entry, common = max(found, key=lambda f: f[1], default=(None, 0))
-    if entry is None or usable >= min(entry.own, len(ids) - 1):
+    # One whose prefill was cut short ends before its own tail begins.
+    if entry is None or usable >= min(entry.own, len(entry.ids), len(ids) - 1):
         return None
     few = slice(common, common + 12)
     return Parting(common, usable, tuple(entry.ids[few].tolist()), tuple(ids[few].tolist()))

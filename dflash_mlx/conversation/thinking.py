@@ -5,7 +5,7 @@ from typing import Protocol
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from dflash_mlx.conversation.harmony import Messages, speaks_harmony
+from dflash_mlx.conversation.harmony import Messages, speaks_only_harmony
 from dflash_mlx.stop_strings import beginning_of
 
 
@@ -23,7 +23,7 @@ class Spoken(Protocol):
 
 def parts_of_answer(tokenizer: TokenizerWrapper, prompt: list[int]) -> Spoken:
     """For the answer to a prompt (token ids), as this model's format has it."""
-    if not tokenizer.has_thinking and speaks_harmony(tokenizer):
+    if speaks_only_harmony(tokenizer):
         return HarmonyParts(Messages.after(tokenizer, prompt))
     return Parts(markers(tokenizer), starts_thinking(tokenizer, prompt))
 

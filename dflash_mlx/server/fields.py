@@ -88,7 +88,9 @@ class Fields:
         return tuple(v for v in values if v)
 
     def _check(self, name: str, value: float, low: float, high: float | None) -> None:
-        if not math.isfinite(value) or value < low or (high is not None and value > high):
+        # A whole number may be too long for a float.
+        finite = isinstance(value, int) or math.isfinite(value)
+        if not finite or value < low or (high is not None and value > high):
             upper = "" if high is None else f" and at most {high:g}"
             raise self.refuse(name, f"must be at least {low:g}{upper}.")
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from dflash_mlx.conversation.harmony import speaks_harmony
+from dflash_mlx.conversation.harmony import speaks_only_harmony
+from dflash_mlx.conversation.thinking import starts_thinking
 
 # What a stretch of text can be. Of HEADER nothing is shown.
 TEXT, THINKING, TOOL, HEADER = "text", "thinking", "tool", "header"
@@ -13,12 +14,10 @@ TEXT, THINKING, TOOL, HEADER = "text", "thinking", "tool", "header"
 # For every state, the markers that end it, and the states they lead to.
 Transitions = dict[str, list[tuple[str, str]]]
 
+# How a harmony answer's header may say what its text is.
+_TYPED = ("", " ", " <|constrain|>json", "<|constrain|>json", " json")
+
 _MLX_LM = {"normal": TEXT, "reasoning": THINKING, "tool": TOOL, "header": HEADER}
-
-
-def speaks_only_harmony(tokenizer: TokenizerWrapper) -> bool:
-    """Whether a model's answers are harmony messages, as those of gpt-oss."""
-    return speaks_harmony(tokenizer) and not tokenizer.has_thinking
 
 
 def can_call(tokenizer: TokenizerWrapper) -> bool:
@@ -55,21 +54,17 @@ def initial(tokenizer: TokenizerWrapper, prompt: list[int]) -> str:
     """What an answer begins with behind a prompt."""
     if tokenizer.response_initial_state:
         return _MLX_LM[tokenizer.response_initial_state]
-    if tokenizer.has_thinking and (
-        tokenizer.rfind_think_start(prompt) > tokenizer.rfind_think_end(prompt)
-    ):
-        return THINKING
-    return TEXT
+    return THINKING if starts_thinking(tokenizer, prompt) else TEXT
 
 
-def thinking_end(tokenizer: TokenizerWrapper, state: str) -> tuple[int, ...]:
-    """The tokens that end the thinking that an answer begins with; empty where it begins none."""
+def thinking_ends(tokenizer: TokenizerWrapper, state: str) -> list[tuple[int, ...]]:
+    """Tokens that can end the thinking that an answer begins with; none where it begins none."""
     if state == THINKING:
-        return tuple(tokenizer.think_end_tokens)
+        return [tuple(tokenizer.think_end_tokens)]
     if speaks_only_harmony(tokenizer):
-        ids = tokenizer.encode("<|channel|>final<|message|>", add_special_tokens=False)
-        return tuple(ids)
-    return ()
+        headers = [f"<|channel|>final{typed}<|message|>" for typed in _TYPED]
+        return [tuple(tokenizer.encode(h, add_special_tokens=False)) for h in headers]
+    return []
 
 
 def called(state: str) -> str | None:

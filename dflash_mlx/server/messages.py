@@ -1,28 +1,29 @@
 """POST /v1/messages and /v1/messages/count_tokens, Anthropic's API."""
 
 import json
+import re
 import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from dflash_mlx.conversation import Message
 from dflash_mlx.server.answers import whole
-from dflash_mlx.server.asks import Ask, Tools, function, plain_text
+from dflash_mlx.server.asks import EFFORTS, Ask, Tools, function, plain_text
 from dflash_mlx.server.calls import Call
 from dflash_mlx.server.channels import Piece, Text, Thinking
-from dflash_mlx.server.chat_completions import past_call
+from dflash_mlx.server.chat_completions import one_choice, past_call
 from dflash_mlx.server.exchange import Exchange, Idle
 from dflash_mlx.server.fields import Fields
 from dflash_mlx.server.job import Figures
 from dflash_mlx.server.refusal import Refusal
 from dflash_mlx.server.replies import event
-from dflash_mlx.server.sampling_fields import format_grammar, sampling
+from dflash_mlx.server.sampling_fields import grammar, sampling
 from dflash_mlx.server.service import Defaults
 from dflash_mlx.server.structured import Grammar
 
-# Claude Code's first system block has a line that changes with every request, so that no prompt
-# would ever begin like an earlier one.
-_CHANGING = "x-anthropic-billing-header:"
+# Claude Code puts a line that changes with every request before all else, so that no prompt would
+# ever begin like an earlier one.
+_CHANGING = re.compile(r"^x-anthropic-billing-header:.*\n*", re.MULTILINE)
 _STOPS = {"length": "max_tokens", "string": "stop_sequence", "calls": "tool_use"}
 
 
@@ -35,6 +36,7 @@ def parse(fields: Fields, defaults: Defaults, *, counting: bool = False) -> Ask:
     for name in ("mcp_servers", "container"):
         if fields.get(name):
             raise fields.refuse(name, "is not served here.")
+    one_choice(fields)
     limit = fields.integer("max_tokens", 1)
     if limit is None and not counting:
         raise fields.refuse("max_tokens", "is missing; say how long the answer may be.")
@@ -55,14 +57,19 @@ def parse(fields: Fields, defaults: Defaults, *, counting: bool = False) -> Ask:
         stop=fields.strings("stop_sequences", 64),
         grammar=_grammar(fields),
         think=_think(fields),
+        effort=_effort(fields),
         stream=bool(fields.flag("stream")),
     )
 
 
 def _grammar(fields: Fields) -> Grammar | None:
     config = fields.inner("output_config")
-    shape = config.inner("format") if config else fields.inner("output_format")
-    return format_grammar(shape) if shape else None
+    return grammar(fields, config.inner("format") if config else fields.inner("output_format"))
+
+
+def _effort(fields: Fields) -> str | None:
+    config = fields.inner("output_config")
+    return config.choice("effort", *EFFORTS) if config else None
 
 
 def _think(fields: Fields) -> bool | None:
@@ -75,16 +82,12 @@ def _think(fields: Fields) -> bool | None:
 def _system(fields: Fields) -> list[Message]:
     given = fields.get("system")
     if isinstance(given, list):
-        given = [part for part in given if not _changes(part)]
         texts = [plain_text([part], f"system[{i}]") for i, part in enumerate(given)]
-        text = "\n\n".join(texts)
     else:
-        text = plain_text(given, "system")
+        texts = [plain_text(given, "system")]
+    kept = [_CHANGING.sub("", text) for text in texts]
+    text = "\n\n".join(text for text in kept if text)
     return [{"role": "system", "content": text}] if text else []
-
-
-def _changes(part: Any) -> bool:
-    return isinstance(part, dict) and str(part.get("text")).startswith(_CHANGING)
 
 
 def _messages(fields: Fields) -> list[Message]:

@@ -3,18 +3,21 @@
 import functools
 import re
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import encode
 from dflash_mlx.conversation import Message, Template
+from dflash_mlx.conversation.harmony import speaks_only_harmony
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.server.asks import Ask
-from dflash_mlx.server.formats import TEXT, THINKING, can_call, initial, speaks_only_harmony
+from dflash_mlx.server.formats import TEXT, THINKING, can_call, initial
 from dflash_mlx.server.refusal import Refusal
 
 _SOME_NAME = "some_function_name"
+_TAKEN = ("self", "messages")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Prompts:
 
     def _for(self, ask: Ask) -> Template:
         own = self._template
+        self._check(ask.variables)
         variables = {**own.config, **ask.variables}
         if ask.tools.usable:
             if own.plain or not can_call(self._tokenizer):
@@ -113,6 +117,16 @@ class Prompts:
                 word = "low" if low else "high" if ask.effort in ("xhigh", "max") else ask.effort
                 variables.setdefault("reasoning_effort", word)
         return replace(own, think=think, config=variables)
+
+    def _check(self, variables: dict[str, Any]) -> None:
+        """Refuse variables that would direct the renderer, another template above all."""
+        taken = {*signature(self._tokenizer._tokenizer.apply_chat_template).parameters, *_TAKEN}
+        for name in variables:
+            if name in taken and name != "documents":
+                raise Refusal(
+                    f"chat_template_kwargs cannot hold {name!r}; give variables of the template.",
+                    param="chat_template_kwargs",
+                )
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=self._template.plain)

@@ -38,7 +38,7 @@ class Protection:
         Raises:
             Refusal: it may not.
         """
-        host = urlsplit(f"//{headers.get('host', '')}").hostname
+        host = _name(f"//{headers.get('host', '')}")
         if self.local and not self.keys and host not in (*_LOCAL, None):
             raise Refusal("This server answers only to the name localhost.", status=403)
         origin = headers.get("origin")
@@ -51,27 +51,44 @@ class Protection:
         if path not in _OPEN and method != "OPTIONS":
             self._check_key(headers)
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.most_bytes:
+        if not length.isdecimal() or int(length) > self.most_bytes:
             raise too_large(self.most_bytes)
 
     def _welcome(self, origin: str, host: str) -> bool:
         if "*" in self.origins or origin in self.origins:
             return True
-        return urlsplit(origin).netloc == host
+        return origin.partition("://")[2] == host
 
     def _check_key(self, headers: Headers) -> None:
         if not self.keys:
             return
-        given = headers.get("x-api-key") or headers.get("authorization", "")
-        given = given.removeprefix("Bearer ").strip()
-        # Every key is compared, so that the time says nothing of which one was close.
-        matches = [hmac.compare_digest(given.encode(), key.encode()) for key in self.keys]
+        # Some clients send both, with a word of no meaning in one of them.
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = [headers.get("x-api-key", ""), token if scheme.lower() == "bearer" else scheme]
+        # All are compared, so that the time says nothing of which one was close.
+        matches = [
+            hmac.compare_digest(one.strip().encode(), key.encode())
+            for one in given
+            for key in self.keys
+        ]
         if not any(matches):
             raise Refusal(
                 "The API key is missing or wrong; send it as a Bearer token or in x-api-key.",
                 status=401,
                 code="invalid_api_key",
             )
+
+
+def _name(url: str) -> str | None:
+    """The host that a URL names; None without one.
+
+    Raises:
+        Refusal: it is no URL.
+    """
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        raise Refusal("The Host header makes no sense.") from None
 
 
 def too_large(most: int) -> Refusal:

@@ -5,9 +5,9 @@ from typing import Any
 
 from dflash_mlx.conversation import Message
 from dflash_mlx.server.asks import EFFORTS, Ask, Tools, function, plain_text
-from dflash_mlx.server.chat_completions import past_call
+from dflash_mlx.server.chat_completions import one_choice, past_call
 from dflash_mlx.server.fields import Fields
-from dflash_mlx.server.sampling_fields import format_grammar, sampling
+from dflash_mlx.server.sampling_fields import grammar, sampling
 from dflash_mlx.server.service import Defaults
 from dflash_mlx.server.structured import Grammar
 
@@ -95,6 +95,7 @@ def parse(fields: Fields, box: Toolbox, defaults: Defaults) -> Ask:
             raise fields.refuse(name, "is not served; send the whole conversation as input.")
     if fields.flag("background"):
         raise fields.refuse("background", "is not served; read the answer as it comes.")
+    one_choice(fields)
     reasoning = fields.inner("reasoning")
     top = fields.integer("top_logprobs", 0, 20) or 0
     return Ask(
@@ -114,8 +115,7 @@ def parse(fields: Fields, box: Toolbox, defaults: Defaults) -> Ask:
 
 def _grammar(fields: Fields) -> Grammar | None:
     text = fields.inner("text")
-    shape = text.inner("format") if text else None
-    return format_grammar(shape) if shape else None
+    return grammar(fields, text.inner("format") if text else None)
 
 
 def _tools(fields: Fields, box: Toolbox) -> Tools:

@@ -55,8 +55,13 @@ def _biases(fields: Fields) -> tuple[tuple[int, float], ...] | None:
     return tuple(biases.items())
 
 
-def grammar(fields: Fields) -> Grammar | None:
-    """What the text must match: response_format, or one of the guided_ fields.
+def grammar(fields: Fields, shape: Fields | None = None) -> Grammar | None:
+    """What the text must match: a format, or one of the guided_ fields.
+
+    Args:
+        fields: the request.
+        shape: the format of newer APIs, where a schema stands beside its type; None: the older
+            APIs' response_format.
 
     Raises:
         Refusal: more than one of them is given, or one makes no sense.
@@ -64,7 +69,9 @@ def grammar(fields: Fields) -> Grammar | None:
     given = [
         found
         for found in (
-            _format(fields.inner("response_format"), "json_schema"),
+            _format(shape, "")
+            if shape
+            else _format(fields.inner("response_format"), "json_schema"),
             _schema(fields, "guided_json"),
             _source(fields, "guided_regex", Grammar.regex),
             _source(fields, "guided_grammar", Grammar.lark),
@@ -72,13 +79,8 @@ def grammar(fields: Fields) -> Grammar | None:
         if found is not None
     ]
     if len(given) > 1:
-        raise Refusal("Give only one of response_format and the guided_ fields.")
+        raise Refusal("Give only one format, or one of the guided_ fields.")
     return given[0] if given else None
-
-
-def format_grammar(fields: Fields) -> Grammar | None:
-    """What the text must match where the schema stands beside its type, as in newer APIs."""
-    return _format(fields, "")
 
 
 def _format(fields: Fields | None, inside: str) -> Grammar | None:
@@ -99,7 +101,7 @@ def _schema(fields: Fields, name: str) -> Grammar | None:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise fields.refuse(name, "is not JSON.") from None
     if schema is None:
         return None

@@ -12,7 +12,7 @@ from dflash_mlx.server.asks import Ask
 from dflash_mlx.server.calls import reader
 from dflash_mlx.server.channels import Channels
 from dflash_mlx.server.exchange import Exchange
-from dflash_mlx.server.formats import TEXT, thinking_end
+from dflash_mlx.server.formats import TEXT, thinking_ends
 from dflash_mlx.server.job import Busy, Job, Sampling, TooLong
 from dflash_mlx.server.metrics import Counts
 from dflash_mlx.server.prompts import Prompt, Prompts
@@ -58,7 +58,7 @@ class Service:
         model: str,
         draft: str,
         defaults: Defaults | None = None,
-        idle: float = 10.0,
+        idle: float = 8.0,
     ):
         self.engine, self.prompts = engine, prompts
         self.model, self.draft = model, draft
@@ -66,14 +66,16 @@ class Service:
         self.counts = Counts()
         self._exchanges: set[Exchange] = set()
         self._rendering = ThreadPoolExecutor(1, "prompts")
+        self._compiling = ThreadPoolExecutor(1, "grammars")
         self._closing = False
 
     async def prompt(self, ask: Ask) -> Prompt:
         """The prompt for what is asked, made off the event loop.
 
         Raises:
-            Refusal: there is nothing to run, or the chat template refuses it.
+            Refusal: there is nothing to run, the chat template refuses it, or the server goes down.
         """
+        self._check_alive()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._rendering, self.prompts.make, ask)
 
@@ -100,23 +102,31 @@ class Service:
         )
         exchange = self._exchange(ask, prompt)
         exchange.ended = self._ender(exchange, api)
-        if self._closing or not self.engine.alive:
-            raise Refusal("The server is going down.", status=503)
+        self._check_alive()
         self._exchanges.add(exchange)
         try:
-            exchange.submit(self.engine, job)
+            if job.grammar is None:
+                exchange.submit(self.engine, job)
+            else:  # which may take a while to compile
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._compiling, exchange.submit, self.engine, job)
         except DFlashError as error:
             self._exchanges.discard(exchange)
             raise _refusal(error) from error
         self.counts.begun(api)
         return exchange
 
+    def _check_alive(self) -> None:
+        if self._closing or not self.engine.alive:
+            raise Refusal("The server is going down.", status=503)
+
     def close(self) -> None:
         """End all answers that are being written, with a word to their readers."""
         self._closing = True
         for exchange in list(self._exchanges):
             exchange.fail(Refusal("The server is going down.", status=503))
-        self._rendering.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._rendering, self._compiling):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def metrics(self) -> str:
         """The counts, in Prometheus' text format."""
@@ -151,8 +161,7 @@ class Service:
                 "A format for the text and tools cannot be had in one request; leave one out.",
                 param="tools",
             )
-        end = thinking_end(self.prompts.tokenizer, prompt.state)
-        return ask.grammar.behind(end) if end else ask.grammar
+        return ask.grammar.behind(*thinking_ends(self.prompts.tokenizer, prompt.state))
 
     def _room(self, prompt: Prompt) -> int | None:
         positions = self.engine.positions

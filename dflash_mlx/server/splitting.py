@@ -5,14 +5,13 @@ from typing import Protocol
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from dflash_mlx.conversation.harmony import Header, Messages
+from dflash_mlx.conversation.harmony import Header, Messages, speaks_only_harmony
 from dflash_mlx.server.formats import (
     HEADER,
     TEXT,
     THINKING,
     TOOL,
     Transitions,
-    speaks_only_harmony,
     transitions,
 )
 from dflash_mlx.stop_strings import beginning_of

@@ -193,7 +193,10 @@ class Grammars:
         """
         compiled = grammar.compiled()
         with self._lock:
-            matcher = self._kept.pop(compiled, None) or self._compile(compiled)
+            matcher = self._kept.pop(compiled, None)
+            # Copies share what was computed, so that one text can use up the limits for all.
+            if matcher is None or _broken(matcher):
+                matcher = self._compile(compiled)
             self._kept[compiled] = matcher
             while len(self._kept) > self.most:
                 self._kept.popitem(last=False)
@@ -204,9 +207,9 @@ class Grammars:
         if self._words is None:
             self._words = self._read_tokenizer()
         matcher = LLMatcher(self._words, compiled, log_level=0)
-        if matcher.is_error():
-            reason = _reason(matcher)
-            raise DFlashError(f"The format asked for cannot be kept: {reason}.")
+        broken = matcher if matcher.is_error() else _broken(matcher)
+        if broken is not None:
+            raise DFlashError(f"The format asked for cannot be kept: {_reason(broken)}.")
         return matcher
 
     def _read_tokenizer(self) -> LLTokenizer:
@@ -221,6 +224,13 @@ class Grammars:
                 "Structured output cannot be had with this model's tokenizer "
                 f"({type(inner).__name__}): {said(error)}."
             ) from error
+
+
+def _broken(matcher: LLMatcher) -> LLMatcher | None:
+    """A copy that failed over its first row; most of a large grammar is only computed for it."""
+    copy = matcher.deep_copy()
+    copy.compute_bitmask()
+    return copy if copy.is_error() else None
 
 
 def _reason(matcher: LLMatcher) -> str:
