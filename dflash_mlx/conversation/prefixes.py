@@ -197,7 +197,9 @@ class PrefixCache:
         """Bytes that all entries hold."""
         return sum(entry.nbytes for entry in self.entries)
 
-    def take(self, prompt: Sequence[int], boundaries: Sequence[int] = ()) -> Lease:
+    def take(
+        self, prompt: Sequence[int], boundaries: Sequence[int] = (), own: int | None = None
+    ) -> Lease:
         """A cache for a prompt, standing for as much of it as can be had.
 
         That is never all of it, since the last token gives the first logits.
@@ -205,11 +207,12 @@ class PrefixCache:
         Args:
             prompt: at least one token.
             boundaries: counts of its tokens at which later prompts may part from it.
+            own: as `Entry.own`; None: the last boundary.
         """
         ids = np.asarray(prompt, np.int32)
         last = len(ids) - 1
         inner = [b for b in boundaries if 0 < b <= last]
-        own = max(inner, default=last)
+        own = max(inner, default=last) if own is None else own
         found = [(entry, common_prefix(entry.ids, ids[:last])) for entry in self.entries]
         entry, usable = self._nearest(found)
         parting = _parting(found, ids, usable)

@@ -73,6 +73,8 @@ class Job:
         max_tokens: the most tokens to emit; -1: as many as the model has positions.
         boundaries: counts of prompt tokens at which later prompts may part from this one: the end
             of the system message and tools; the end of what the next turn will surely repeat.
+        own: tokens of the prompt from here on are not what a next turn surely repeats; None: those
+            behind the last boundary.
         sampling: how tokens are chosen.
         stop_tokens: ids that end the text; None: the tokenizer's.
         verify_length: as for `stream_generate`.
@@ -84,6 +86,7 @@ class Job:
     prompt: tuple[int, ...]
     max_tokens: int = -1
     boundaries: tuple[int, ...] = ()
+    own: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stop_tokens: frozenset[int] | None = None
     verify_length: int | str | None = "auto"

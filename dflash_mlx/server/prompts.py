@@ -26,8 +26,10 @@ class Prompt:
 
     Attributes:
         tokens: all of it.
-        boundaries: how many of the tokens other prompts will surely share: the system message and
-            the tools, and the conversation without what the template writes only at its end.
+        boundaries: how many of the tokens other prompts will likely share: the system message and
+            the tools, the conversation as it stands, and what is left of it behind a next question
+            (templates forget the thinking then, and what they write only at the end).
+        own: the tokens from here on the next question may leave out.
         state: what the answer begins with, see `formats`.
         begun: the beginning of the answer that stands in the prompt already.
     """
@@ -36,6 +38,7 @@ class Prompt:
     boundaries: tuple[int, ...]
     state: str
     begun: str = ""
+    own: int | None = None
 
 
 class Prompts:
@@ -84,19 +87,25 @@ class Prompts:
         tokens = self._encode(text)
         if not tokens:
             raise Refusal("The prompt is empty; give at least one token.", param="messages")
-        boundaries = {
-            self._boundary(text, tokens, later)
-            for later in (self._system(template, messages, ask), self._later(template, messages))
-            if later is not None
-        }
+        others = (
+            self._later(template, messages),
+            _attempt(template, messages, ask=False),
+            self._system(template, messages, ask),
+        )
+        later, whole, system = (
+            0 if other is None else self._boundary(text, tokens, other) for other in others
+        )
         state, begun = initial(self._tokenizer, tokens), ""
         if ask.tools.choice in ("required", "named"):
             closed, begun = self._opening(template, ask, messages, state)
             tokens = self._encode(text + closed + begun)
             state = TEXT
         # The last token is always run, since it gives the first logits.
-        inside = {min(boundary, len(tokens) - 1) for boundary in boundaries}
-        return Prompt(tokens, tuple(sorted(b for b in inside if b > 0)), state, begun)
+        last = len(tokens) - 1
+        # Between a question and its answer calls go to and fro, and the thinking stays.
+        found = {min(b, last) for b in (system, later, whole if whole > later else 0)}
+        own = min(later, last) or None
+        return Prompt(tokens, tuple(sorted(found - {0})), state, begun, own)
 
     def _for(self, ask: Ask) -> Template:
         own = self._template

@@ -94,6 +94,7 @@ class Service:
             prompt=tuple(prompt.tokens),
             max_tokens=limit,
             boundaries=prompt.boundaries,
+            own=prompt.own,
             sampling=ask.sampling,
             verify_length=self.defaults.verify_length,
             grammar=self._grammar(ask, prompt),

@@ -91,7 +91,7 @@ class Sequence:
 
     def _run(self, job: Job) -> Generator[bool, None, None]:
         prompt, options = list(job.prompt), self._settle(job)
-        lease = self._memory.prefixes.take(prompt, job.boundaries)
+        lease = self._memory.prefixes.take(prompt, job.boundaries, job.own)
         try:
             self._cache = lease.cache
             self._memory.make_room(job, lease.cache.nbytes)
