@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dflash_mlx.cli import bench_screen, options
-from dflash_mlx.cli.chart import check_format, write_chart
+from dflash_mlx.cli.chart import check_format, write_chart, write_sweep
 from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
 from dflash_mlx.cli.loading import Loaded, load_pair, quantizing
 from dflash_mlx.cli.options import UsageError
@@ -198,9 +198,16 @@ def bench(
         note(f"Written: {json_file}")
     if plot:
         name = "demo pair" if loaded.demo else Path(loaded.target).name
-        by = "context length" if context else "kind of prompt"
+        by = "verify length" if sweep else "context length" if context else "kind of prompt"
         title = f"Tokens per second by {by}: {name}"
-        write_chart(plot, title, _charted(results, context is not None), about)
+        if found := swept(results):
+            total = summary.overall(results)
+            lengths = {str(n): s.dflash.generation_tps for n, s in found.lengths.items()}
+            run = "auto" if verify_length == "auto" else f"{verify_length}, as run"
+            lengths[run] = total.dflash.generation_tps
+            write_sweep(plot, title, total.plain.generation_tps, lengths, about)
+        else:
+            write_chart(plot, title, _charted(results, context is not None), about)
         note(f"Written: {plot}")
 
 

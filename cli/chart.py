@@ -1,7 +1,8 @@
-"""The chart of a comparison, as SVG or PNG: tokens a second, plain and DFlash, for each kind."""
+"""Charts of a comparison, as SVG or PNG: tokens a second, for each kind or each verify length."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from xml.sax.saxutils import escape
@@ -18,8 +19,10 @@ FORMATS = (".svg", ".png")
 
 _WIDTH, _MARGIN, _LABELS, _VALUES, _ROW, _BAR = 760, 28, 150, 130, 58, 18
 _MOST_LABELS = 400
+_STEP = 26  # from one bar of a sweep to the next
 _CHARACTER = 0.58  # of the size of the type
 _INK, _QUIET, _PAPER, _PLAIN, _DFLASH = "#1f2328", "#6e7781", "#ffffff", "#b8c0c8", "#0f7b6c"
+_FIXED = "#8cc0b8"
 
 _Anchor = Literal["start", "end"]
 
@@ -71,19 +74,59 @@ def write_chart(
     Raises:
         as `check_format`.
     """
-    check_format(file)
     height = 118 + _ROW * len(rows)
     # A character is this wide at most on average; labels may widen the chart, but not without end.
     longest = max((cell_len(name) for name in rows), default=0)
     labels = min(max(_LABELS, round(_CHARACTER * 14 * longest) + 14), _MOST_LABELS)
     width = _WIDTH - _LABELS + labels
+    draw = partial(_draw, title=title, rows=rows, about=about, width=width, labels=labels)
+    _write(file, width, height, draw)
+
+
+def write_sweep(
+    file: Path, title: str, plain: float, lengths: Mapping[str, float], about: Mapping[str, Any]
+) -> None:
+    """Draw what a sweep found into a file whose suffix says how: a bar for every verify length.
+
+    Args:
+        file: ends with .svg or .png.
+        title: what was measured.
+        plain: tokens a second without drafting.
+        lengths: tokens a second for each verify length; the last one stands out.
+        about: the machine.
+
+    Raises:
+        as `check_format`.
+    """
+    bars = {"plain mlx_lm": plain, **lengths}
+    height, last = 94 + _STEP * len(bars), list(bars)[-1]
+    left, room = _MARGIN + _LABELS, _WIDTH - 2 * _MARGIN - _LABELS - _VALUES
+
+    def draw(canvas: Canvas) -> None:
+        canvas.text(_MARGIN, 38, _fitting(title, _WIDTH - 2 * _MARGIN, 18), size=18, bold=True)
+        for i, (name, tps) in enumerate(bars.items()):
+            y, length = 58 + i * _STEP, max(1.0, room * tps / max(bars.values()))
+            color = _DFLASH if name == last else _FIXED if i else _PLAIN
+            canvas.text(
+                left - 14, y + 14, _fitting(name, _LABELS - 14), anchor="end", bold=name == last
+            )
+            canvas.bar(left, y, length, _BAR, color)
+            value = f"{digits(tps)}, {tps / plain:.2f}x" if i and plain else digits(tps)
+            canvas.text(left + length + 8, y + 14, value, size=13, bold=name == last)
+        _footer(canvas, about, _WIDTH, height)
+
+    _write(file, _WIDTH, height, draw)
+
+
+def _write(file: Path, width: int, height: int, draw: Callable[[Canvas], None]) -> None:
+    check_format(file)
     if file.suffix.lower() == ".svg":
         svg = _Svg(width, height)
-        _draw(svg, title, rows, about, width, height, labels)
+        draw(svg)
         write_result(file, svg.document())
     else:
         png = _Png(width, height)
-        _draw(png, title, rows, about, width, height, labels)
+        draw(png)
         data = io.BytesIO()
         png.image.save(data, "PNG")
         write_result(file, data.getvalue())
@@ -101,7 +144,6 @@ def _draw(
     rows: Mapping[str, Summary],
     about: Mapping[str, Any],
     width: int,
-    height: int,
     labels: int,
 ) -> None:
     canvas.text(_MARGIN, 38, _fitting(title, width - 2 * _MARGIN, 18), size=18, bold=True)
@@ -125,6 +167,10 @@ def _draw(
         canvas.text(
             width - _MARGIN, y + _BAR + 6, f"{s.speedup:.2f}x", size=17, bold=True, anchor="end"
         )
+    _footer(canvas, about, width, 118 + _ROW * len(rows))
+
+
+def _footer(canvas: Canvas, about: Mapping[str, Any], width: int, height: int) -> None:
     versions = about["versions"]
     canvas.text(
         _MARGIN,

@@ -229,6 +229,24 @@ def test_chart_as_svg(tmp_path, prompts, reciting, options):
         assert float(bar.attrib["x"]) + float(bar.attrib["width"]) < float(root.attrib["width"])
 
 
+@pytest.mark.parametrize("length", ["auto", "2"])
+def test_chart_of_a_sweep(tmp_path, prompts, reciting, length):
+    file, json_file = tmp_path / "chart.svg", tmp_path / "bench.json"
+    options = ["--sweep", "--verify-length", length, "--plot", str(file), "--json", str(json_file)]
+    result = run("bench", "--repeats", "1", *options, *prompts, *reciting)
+    assert result.exit_code == 0, result.output
+    root, found = ElementTree.fromstring(file.read_text()), json.loads(json_file.read_text())
+    labels = [e.text for e in root.iter(f"{SVG}text") if e.attrib["text-anchor"] == "end"]
+    last = "auto" if length == "auto" else "2, as run"
+    assert labels == ["plain mlx_lm", *found["sweep"]["lengths"], last]
+    # A bar for each, as long as it was fast; the first rectangle is the paper.
+    widths = [float(bar.attrib["width"]) for bar in list(root.iter(f"{SVG}rect"))[1:]]
+    sides = [s["dflash"] for s in [*found["sweep"]["lengths"].values(), found["summary"]]]
+    speeds = [s["generation_tps"] for s in [found["summary"]["plain"], *sides]]
+    for width, speed in zip(widths, speeds, strict=True):
+        assert width / max(widths) == pytest.approx(speed / max(speeds), abs=0.01)
+
+
 def test_chart_as_png(tmp_path, prompts, reciting):
     file = tmp_path / "chart.png"
     assert run("bench", "--repeats", "1", "--plot", str(file), *prompts, *reciting).exit_code == 0
