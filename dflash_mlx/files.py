@@ -2,13 +2,35 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dflash_mlx.errors import DFlashError
 
 
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A file to write beside `file`, of the same ending, which takes its place in the end.
+
+    No reader and no crash ever sees half of `file`; where the block fails it stays as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    handle, name = tempfile.mkstemp(file.suffix, f".{file.name[:100]}.", file.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, _mode(file))
+        os.replace(name, file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def replace_file(file: Path, content: str | bytes) -> None:
-    """Write a file so that no reader and no crash ever sees half of it; text as UTF-8.
+    """Write a file as a whole, and make its directory; text as UTF-8.
 
     Raises:
         OSError: it cannot be written.
@@ -16,15 +38,8 @@ def replace_file(file: Path, content: str | bytes) -> None:
     # A lone surrogate, which no UTF-8 has, becomes the escape that JSON knows it by.
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:100]}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-        os.chmod(partial, _mode(file))
-        os.replace(partial, file)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    with replacing(file) as partial:
+        partial.write_bytes(data)
 
 
 def write_result(file: Path, content: str | bytes) -> None:

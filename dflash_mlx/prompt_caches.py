@@ -18,6 +18,7 @@ from dflash_mlx.arguments import check_whole
 from dflash_mlx.decode import PromptCache
 from dflash_mlx.draft import Context, LayerGroup
 from dflash_mlx.errors import CheckpointError, DFlashError, InvalidCache, said
+from dflash_mlx.files import replacing
 from dflash_mlx.target import can_rewind, rewind
 from dflash_mlx.target.caches import leaves
 
@@ -93,14 +94,12 @@ def save_prompt_cache(
     arrays, scalars = _as_arrays(states)
     if file.suffix != ".safetensors":
         file = file.with_name(file.name + ".safetensors")
-    unfinished = file.with_name(f".{file.stem}.{os.getpid()}.safetensors")
+    kept = dict(tree_flatten([about, kinds, scalars]))
     try:
-        mx.save_safetensors(str(unfinished), arrays, dict(tree_flatten([about, kinds, scalars])))
-        os.replace(unfinished, file)
+        with replacing(file) as partial:
+            mx.save_safetensors(str(partial), arrays, kept)
     except (OSError, RuntimeError) as error:
         raise DFlashError(f"{file} cannot be written: {said(error)}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load_prompt_cache(file_name: str | Path, return_metadata: bool = False) -> Any:

@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from dflash_mlx.draft.dtype import parameters
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.files import replace_file
 from dflash_mlx.repository import entries
 from dflash_mlx.training.evaluation import Evaluation
 from dflash_mlx.training.plan import Plan
@@ -19,7 +20,7 @@ from dflash_mlx.training.trainer import Trainer
 
 
 class TrainingDirectory:
-    """Where a draft grows. Each file is written beside its place and moved there."""
+    """Where a draft grows. Each file is written as a whole."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -81,14 +82,14 @@ class TrainingDirectory:
         with self.writing():
             trainer.save(self.state)
             write_arrays(self.path / "model.safetensors", weights)
-            _write(self.path / "README.md", card)
+            replace_file(self.path / "README.md", card)
             # Last, as it is what makes the directory a draft.
             _write_json(self.path / "config.json", config)
 
     def write_card(self, card: str) -> None:
         """Write the draft's README.md again."""
         with self.writing():
-            _write(self.path / "README.md", card)
+            replace_file(self.path / "README.md", card)
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """A line of the log."""
@@ -114,7 +115,7 @@ class TrainingDirectory:
                 break  # cut off as it was being written
             kept.append(line + "\n")
         with self.writing():
-            _write(self.log, "".join(kept))
+            replace_file(self.log, "".join(kept))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -129,13 +130,4 @@ class TrainingDirectory:
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    _write(file, json.dumps(dict(content), indent=2) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name("partial-" + file.name)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(file, json.dumps(dict(content), indent=2) + "\n")

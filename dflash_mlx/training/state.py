@@ -8,6 +8,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
+from dflash_mlx.files import replacing
+
 
 def save_state(file: Path, model: nn.Module, optimizer: optim.Optimizer, step: int) -> None:
     """Write the state after `step` steps."""
@@ -36,17 +38,14 @@ def flat(tree: Any) -> dict[str, mx.array]:
 
 
 def write_arrays(file: Path, arrays: dict[str, mx.array]) -> None:
-    """Write a safetensors file beside its place, then move it there.
+    """Write a safetensors file as a whole.
 
     Raises:
         OSError: it could not be written; nothing is left of it then.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name("partial-" + file.name)
-    try:
-        mx.save_safetensors(str(partial), arrays, {"format": "mlx"})
-        partial.replace(file)
-    except RuntimeError as error:
-        raise OSError(f"{error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as partial:
+        try:
+            mx.save_safetensors(str(partial), arrays, {"format": "mlx"})
+        except RuntimeError as error:
+            raise OSError(f"{error}") from error
