@@ -11,8 +11,7 @@ import typer.main
 
 import dflash_mlx
 from dflash_mlx.cli.app import app
-
-from .families.__main__ import table
+from tests.tools.families import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

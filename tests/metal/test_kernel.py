@@ -15,8 +15,8 @@ from dflash_mlx.metal.attention_kernel import (
     supported,
     visible_bits,
 )
+from tests.tools import traffic
 
-from . import traffic
 from .cases import KERNEL_TOLERANCE, Case, by_definition, cases, largest_error
 from .emulator import Emulator, need_compiler
 

@@ -18,8 +18,8 @@ from dflash_mlx.metal.quantized_rows import (
     plain_quantized_rows,
     supported,
 )
+from tests.tools import traffic
 
-from . import traffic
 from .cases import DTYPES as DTYPE_NAMES
 from .emulator import Emulator, need_compiler
 from .rows_cases import TOLERANCE, RowsCase, error_of, in_order_of_one_row, rows_cases

@@ -1,6 +1,6 @@
 """Peak memory of converting a large draft of random weights, in a process of its own.
 
-python -m tests.convert_memory [--gb 1] [--bits 4] [--shards 2]
+python -m tests.tools.convert_memory [--gb 1] [--bits 4] [--shards 2]
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
         source, made = f"{folder}/draft", f"{folder}/made"
         # A process inherits the peak of the one that starts it, so this one must stay small.
         write = ["--only-write", source, "--gb", str(asked.gb), "--shards", str(asked.shards)]
-        subprocess.run([sys.executable, "-m", "tests.convert_memory", *write], check=True)
+        subprocess.run([sys.executable, "-m", "tests.tools.convert_memory", *write], check=True)
         convert = [sys.executable, "-c", _CONVERT, source, made, str(asked.bits)]
         done = subprocess.run(convert, check=True, capture_output=True, text=True)
     for what, nbytes in json.loads(done.stdout).items():

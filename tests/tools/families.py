@@ -1,4 +1,4 @@
-"""`python -m tests.families table` and `python -m tests.families cost`.
+"""`python -m tests.tools.families table` and `python -m tests.tools.families cost`.
 
 table: the table of families in docs/models.md, after a run of each family that has to be exact.
 cost: the rollback's share of a cycle for qwen3_5 at a published model's layer shapes, random
@@ -15,9 +15,8 @@ from mlx.utils import tree_map
 from dflash_mlx.target import TargetView
 from dflash_mlx.target.caches import leaves
 from dflash_mlx.target.replay import Mixers
-
-from . import drive
-from .models import CONFIGS, configure
+from tests.families import drive
+from tests.families.models import CONFIGS, configure
 
 # The text side of a dense Qwen3.5 of 9 billion parameters.
 SHAPES = {
@@ -115,7 +114,7 @@ def cost(layers: int, rows: int, kept: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.families", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.families", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table")
     costs = commands.add_parser("cost")

@@ -1,6 +1,6 @@
 """How many bytes the kernels read and write, against the least they could.
 
-`python -m tests.metal.traffic` prints the tables.
+`python -m tests.tools.traffic` prints the tables.
 """
 
 from dataclasses import dataclass
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from dflash_mlx.metal.attention_kernel import AttentionKernel, context_parts, row_tiles
 from dflash_mlx.metal.attention_plain import first_visible
 from dflash_mlx.metal.quantized_rows import MAX_ROWS, MIN_ROWS, RowsKernel
-
-from .cases import DTYPES, Case
-from .emulator import Emulator
-from .rows_cases import RowsCase
+from tests.metal.cases import DTYPES, Case
+from tests.metal.emulator import Emulator
+from tests.metal.rows_cases import RowsCase
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What routing a verify through kernels costs the host, with kernels that do nothing.
 
-`python -m tests.metal.host_cost` prints it for the layers of a common target.
+`python -m tests.tools.host_cost` prints it for the layers of a common target.
 """
 
 import statistics

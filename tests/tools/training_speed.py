@@ -1,4 +1,4 @@
-"""What a training step costs on a target of real shape: `python -m tests.training_speed`.
+"""What a training step costs on a target of real shape: `python -m tests.tools.training_speed`.
 
 Random weights, 30 layers, 576 wide, a vocabulary of 49,152 (the shape of SmolLM2-135M), a new
 5-layer draft. Rows: features from the target in every step or kept from the first one, the loss

@@ -1,4 +1,4 @@
-"""`--verify-length auto` on this machine, in ratios: `python -m tests.policy_speed [CASE …]`.
+"""`--verify-length auto` on this machine, in ratios: `python -m tests.tools.policy_speed [CASE …]`.
 
 Every line is one run of `dflash-mlx bench` on the demo pair, by itself, with costs of its own: the
 gain over plain decoding, and where fixed lengths were swept, the share of the best one's speed.

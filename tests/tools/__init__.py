@@ -1,0 +1,1 @@
+"""Programs that measure and print: docs/ has what they gave. No tests."""
