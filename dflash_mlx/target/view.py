@@ -9,11 +9,13 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from dflash_mlx.errors import PairError
 from dflash_mlx.target.anatomy import examine
+from dflash_mlx.target.branches import can_branch, rotary_modules
 from dflash_mlx.target.caches import UNKNOWN, leaves, rule_of
 from dflash_mlx.target.fast_verify import FastVerify
 from dflash_mlx.target.replay import Mixers
 from dflash_mlx.target.taps import Features, TappedForward
 from dflash_mlx.target.transaction import Transaction
+from dflash_mlx.target.trial import branching
 
 
 class TargetView:
@@ -46,6 +48,8 @@ class TargetView:
         self._forward = TappedForward(model, found.layer_calls, found.stream_axis)
         self._mixers = Mixers(found.mixers)
         self.fast_verify = FastVerify(model)
+        self._rotary = rotary_modules(model)
+        self._branching: bool | None = None
 
     def embed(self, tokens: mx.array) -> mx.array:
         """The token embedding times the family's constant factor, as a draft wants it.
@@ -131,7 +135,15 @@ class TargetView:
 
     def begin(self, cache: list[Any]) -> Transaction:
         """Open a transaction on the cache, for one verify."""
-        return Transaction(self._forward, self._mixers, self.fast_verify, cache)
+        return Transaction(self._forward, self._mixers, self.fast_verify, cache, self._rotary)
+
+    def takes_trees(self, cache: list[Any]) -> bool:
+        """Whether a verify on this cache may be of a tree. The first time, the target is tried."""
+        if not can_branch(cache):
+            return False
+        if self._branching is None:
+            self._branching = branching(self)
+        return self._branching
 
     def check_cache(self, cache: list[Any]) -> None:
         """Raise UnsupportedTarget for a cache that no transaction can take back exactly."""
