@@ -3,7 +3,7 @@
 import operator
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -20,6 +20,7 @@ from dflash_mlx.arguments import (
     check_whole,
     checked_processors,
     fixed_length,
+    tree_nodes,
 )
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.decode import (
@@ -167,6 +168,7 @@ def stream_generate(
     max_tokens: int = Options.max_tokens,
     *,
     verify_length: int | str | None = "auto",
+    tree: int | str = "off",
     costs: Costs | None = None,
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
@@ -191,6 +193,10 @@ def stream_generate(
             to verify, from what cycles cost and what was accepted so far. A number, 1 to
             `model.draft.most_proposals`, always verifies so many; "off" or 0 decodes plainly; None
             verifies the whole block.
+        tree: a number of nodes, 1 to 64, puts the likeliest tree of so many proposals to the target
+            in every cycle, as deep as `verify_length` says where that is a number, and else as the
+            block. Where a tree cannot be verified exactly it is a line of so many proposals: with
+            recurrent targets, for one. "off" or 0 verifies lines.
         costs: what "auto" shall believe of the machine, rather than what it measures; frozen, they
             make its decisions depend on the text alone.
         sampler: log-probabilities [1, V] -> token [1]; None is greedy. With one from our
@@ -235,6 +241,7 @@ def stream_generate(
     model.view.check_tokens(prompt)
     stops = StopStrings(stop)
     fixed_length(verify_length, model.draft.most_proposals)
+    tree_nodes(tree)
     if max_tokens == 0 or max_tokens < -1:
         raise DFlashError(f"max_tokens is {max_tokens}; give at least 1, or -1 for no limit.")
     if max_kv_size is not None:
@@ -277,6 +284,7 @@ def stream_generate(
             cache,
             options,
             verify_length,
+            tree=tree,
             costs=costs,
             keep_cache=prompt_cache is not None,
         )
@@ -289,19 +297,24 @@ def make_decoder(
     options: Options,
     verify_length: int | str | None = "auto",
     *,
+    tree: int | str = "off",
     costs: Costs | None = None,
     keep_cache: bool = True,
 ) -> Decoder:
     """One generation on a cache, for callers that run it step by step.
 
     Args:
-        verify_length, costs: as for `stream_generate`.
+        verify_length, tree, costs: as for `stream_generate`.
         keep_cache: whether the cache is wanted afterwards.
 
     Raises:
-        DFlashError: a verify length that cannot be meant.
+        DFlashError: a verify length or tree that cannot be meant.
     """
-    fixed = fixed_length(verify_length, model.draft.most_proposals)
+    nodes, fixed = tree_nodes(tree), fixed_length(verify_length, model.draft.most_proposals)
+    if nodes:
+        # No deeper than it has nodes; where it has to be a line, that is as long.
+        fixed = min(model.draft.most_proposals if fixed is None else fixed, nodes)
+        options = replace(options, nodes=nodes)
     return Decoder(
         model.view,
         model.draft,

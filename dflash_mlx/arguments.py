@@ -7,6 +7,7 @@ import mlx.core as mx
 from dflash_mlx.decode import LogitsProcessor
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.propose import MOST_NODES
 
 
 def check_model(model: Any) -> None:
@@ -92,3 +93,18 @@ def fixed_length(verify_length: int | str | None, most: int) -> int | None:
             f'"auto", "off" or a number from 0 (plain decoding) to {most}.'
         )
     return verify_length
+
+
+def tree_nodes(tree: int | str) -> int:
+    """The nodes of a tree asked for; 0 for lines.
+
+    Raises:
+        DFlashError: it is neither "off" nor a number of nodes.
+    """
+    if tree == "off":
+        return 0
+    if isinstance(tree, bool) or not isinstance(tree, int) or not 0 <= tree <= MOST_NODES:
+        raise DFlashError(
+            f'tree is {tree!r:.40}; give "off" or a number of nodes from 0 (lines) to {MOST_NODES}.'
+        )
+    return tree

@@ -24,10 +24,12 @@ class Verdict:
     Attributes:
         tokens: the accepted proposals and the bonus token, n + 1 ids.
         logprobs: [>= n + 1, V]; row i is what token i was chosen from, before the sampler.
+        path: of a tree, the n + 1 rows that tokens were chosen in; None for a line's first ones.
     """
 
     tokens: list[int]
     logprobs: mx.array
+    path: list[int] | None = None
 
     @property
     def accepted(self) -> int:
@@ -47,7 +49,7 @@ class AcceptanceRule(Protocol):
         """Synchronises with the device.
 
         Args:
-            logits: [m + 1, V]; row i follows the anchor (i = 0) or proposal i - 1.
+            logits: [m + 1, V]; row i is behind the anchor (i = 0) or proposal i - 1.
             proposals: m of them.
             tokens: [n], what plain decoding would show a logits processor at row 0: the prompt
                 and what was emitted, the anchor last; None without processors.
@@ -74,7 +76,14 @@ class AtOnce:
         self.choice = choice
 
     def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
-        logprobs = log_probabilities(logits)
+        logprobs, tree = log_probabilities(logits), proposals.tree
+        if tree is not None:
+            chosen = read(self.choice(logprobs, mx.array([0, *tree.depths])))
+            path, rows = [0], tree.children()
+            while (row := rows.get((path[-1], chosen[path[-1]]))) is not None:
+                path.append(row)
+            self.choice.move(len(path))
+            return Verdict([chosen[row] for row in path], logprobs[mx.array(path)], path)
         choices = self.choice(logprobs)
         n = leading(proposals.tokens == choices[:-1])
         count, *chosen = read(n, choices)
@@ -100,24 +109,33 @@ class RowByRow:
         self.choice, self.processors, self.stop_tokens = choice, processors, stop_tokens
 
     def judge(self, logits: mx.array, proposals: Proposals, tokens: mx.array | None) -> Verdict:
-        proposed = read(proposals.tokens)
-        m, known = len(proposed), 0 if tokens is None else tokens.shape[0]
-        history = None if tokens is None else mx.concatenate([tokens, mx.array(proposed)])
+        tree = proposals.tree
+        if tree is None:
+            below = {(i, token): i + 1 for i, token in enumerate(read(proposals.tokens))}
+        else:
+            below = tree.children()
         rows: list[mx.array] = []
         chosen: list[int] = []
+        path = [0]
         stopped = False
-        for i in range(m + 1):
-            row = logits[i : i + 1]
+        while True:
+            row = logits[path[-1] : path[-1] + 1]
+            if self.processors:
+                seen = cast(mx.array, tokens)
+                if chosen:
+                    seen = mx.concatenate([seen, mx.array(chosen)])
             for process in self.processors:
-                row = process(cast(mx.array, history)[: known + i], row)
+                row = process(seen, row)
             rows.append(log_probabilities(row))
             (token,) = read(self.choice(rows[-1]))
             self.choice.move(1)
             chosen.append(token)
-            if i == m or token != proposed[i] or stopped:
+            following = below.get((path[-1], token))
+            if following is None or stopped:
                 break
+            path.append(following)
             stopped = token in self.stop_tokens
-        return Verdict(chosen, mx.concatenate(rows))
+        return Verdict(chosen, mx.concatenate(rows), None if tree is None else path)
 
 
 def acceptance_rule(

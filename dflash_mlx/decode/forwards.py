@@ -11,6 +11,7 @@ from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.decode.options import Options
 from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.errors import UnsupportedTarget
+from dflash_mlx.propose import Tree
 from dflash_mlx.target import TargetView, Transaction
 
 
@@ -38,6 +39,7 @@ class Forwards:
         self._shift = cache.context.offset - self.cached
         self._transaction: Transaction | None = None
         self._accepted = 0
+        self._path: Sequence[int] | None = None
 
     @property
     def verifying(self) -> bool:
@@ -63,21 +65,31 @@ class Forwards:
         self._quantize()
         return logits
 
-    def verify(self, block: mx.array) -> tuple[mx.array, Sequence[mx.array]]:
+    def verify(
+        self, block: mx.array, tree: Tree | None = None
+    ) -> tuple[mx.array, Sequence[mx.array]]:
         """A forward over an anchor and proposals [m + 1]; `accept` and `commit` have to follow.
+
+        Args:
+            block: ids.
+            tree: how the proposals hang together; None for a line.
 
         Returns:
             Logits [m + 1, V], and one array [1, m + 1, H] per tap.
         """
         self._transaction = self._view.begin(self._cache.target)
-        logits, features = self._transaction.forward(block[None], self._taps)
+        logits, features = self._transaction.forward(block[None], self._taps, tree)
         queue(logits, *features)
         return logits[0], features
 
-    def accept(self, features: Sequence[mx.array], rows: int) -> None:
-        """The first rows of the verify stand: the anchor's, and those of accepted proposals."""
-        self._accepted = rows
-        self.feed.add([tap[:, :rows] for tap in features], rows)
+    def accept(
+        self, features: Sequence[mx.array], rows: int, path: Sequence[int] | None = None
+    ) -> None:
+        """The first rows of the verify stand, the anchor's and those of accepted proposals; of a
+        tree, the rows of its path."""
+        self._accepted, self._path = rows, path
+        taken = slice(rows) if path is None else mx.array(list(path))
+        self.feed.add([tap[:, taken] for tap in features], rows)
 
     def commit(self) -> None:
         """Keep the rows of emitted tokens in the target's caches, and no others."""
@@ -89,7 +101,7 @@ class Forwards:
             return
         with DeviceWork(self._cache):
             kept = min(len(self.behind), self._accepted)
-            self._transaction.commit(kept)
+            self._transaction.commit(kept, self._path)
             self._transaction = None
             self.cached += kept
             self._quantize()

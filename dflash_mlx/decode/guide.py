@@ -8,7 +8,7 @@ import mlx.core as mx
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.decode.device import DeviceWork, queue, read
 from dflash_mlx.decode.phases import phase
-from dflash_mlx.draft import Proposals
+from dflash_mlx.propose import Proposals
 
 
 class Guide(Protocol):

@@ -16,13 +16,16 @@ from dflash_mlx.decode.forwards import Forwards
 from dflash_mlx.decode.guide import Guided
 from dflash_mlx.decode.options import Options
 from dflash_mlx.decode.phases import phase
-from dflash_mlx.decode.plain import draft_choice, plain_choice
+from dflash_mlx.decode.plain import KeyedChoice, draft_choice, plain_choice
 from dflash_mlx.decode.prefill import Prefilled, prefill
 from dflash_mlx.decode.statistics import Statistics
-from dflash_mlx.decode.steering import narrowed, tell
-from dflash_mlx.draft import DFlashDraft, Proposals
+from dflash_mlx.decode.steering import grown, narrowed, tell
+from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.policy import Policy
+from dflash_mlx.propose import Lattice, Proposals
 from dflash_mlx.target import TargetView
+
+CANDIDATES = 16  # tokens of a position that a tree may choose from; further ones hardly ever pay
 
 
 class Decoder:
@@ -61,6 +64,9 @@ class Decoder:
         self._interrupts = agreement.interrupts()
         self._clock = clock or CycleClock()
         self._history_start = len(cache.tokens)  # where a plain mlx_lm cache began
+        # Nodes of a tree; a guide and several processes propose lines.
+        self._nodes = options.nodes if agreement.trees and options.guide is None else 0
+        self._temp = own.sampler.temp if isinstance(own, KeyedChoice) else 1.0
         self._most = 0
         self._taken = False
 
@@ -154,13 +160,27 @@ class Decoder:
         return self.policy.choose(self._most, self._target.cached)
 
     @phase("draft")
-    def propose(self, waiting: Emission, count: int) -> Proposals:
-        """Draft: one forward over context and block proposes the tokens after the anchor."""
+    def propose(self, waiting: Emission, count: int) -> Proposals | Lattice:
+        """Draft: one forward over context and block proposes the tokens after the anchor, or
+        candidates for a tree of them."""
         context, view, draft = self.cache.context, self.view, self.draft
         known = waiting.known or ()
         context.before = known[-2] if len(known) > 1 else self.cache.tokens[-1]
         with DeviceWork(self.cache):
             self._target.feed.flush()
+            if self._nodes and view.takes_trees(self.cache.target):
+                lattice = draft.lattice(
+                    waiting.anchor,
+                    context,
+                    count,
+                    view.embed,
+                    view.head,
+                    self._proposing,
+                    width=min(self._nodes, CANDIDATES),
+                    temp=self._temp,
+                )
+                queue(*lattice.arrays)
+                return lattice
             proposals = self._agreed(
                 draft.propose(
                     waiting.anchor, context, count, view.embed, view.head, self._proposing
@@ -169,9 +189,12 @@ class Decoder:
             queue(proposals.tokens, proposals.confidence if self.policy.learns else None)
             return proposals
 
-    def verify(self, anchor: mx.array, proposals: Proposals) -> Emission:
+    def verify(self, anchor: mx.array, proposals: Proposals | Lattice) -> Emission:
         """Verify as many of the proposals as are worth it, and accept."""
-        narrow, drafting = narrowed(self.policy, proposals)
+        if isinstance(proposals, Lattice):
+            narrow, drafting = grown(proposals, self._nodes)
+        else:
+            narrow, drafting = narrowed(self.policy, proposals)
         wanted, forced = self._guided.revise(narrow, self._most)
         if not wanted.tokens.size:
             return self.plain(anchor, drafting)
@@ -192,11 +215,11 @@ class Decoder:
         context = self._target.cached
         with DeviceWork(self.cache):
             block = mx.concatenate([anchor, proposals.tokens.astype(anchor.dtype)])
-            logits, features = self._target.verify(block)
+            logits, features = self._target.verify(block, proposals.tree)
             with phase("accept"):
                 logits = self._guided.restrict(logits, proposals)
                 verdict = self._rule.judge(logits, proposals, self._history(anchor))
-                self._target.accept(features, verdict.accepted + 1)
+                self._target.accept(features, verdict.accepted + 1, verdict.path)
             return Judged(verdict, proposals.tokens.size, context, drafting, forced)
 
     @phase("plain")

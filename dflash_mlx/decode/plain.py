@@ -26,10 +26,11 @@ class PlainChoice:
     def __init__(self) -> None:
         self.decided = 0
 
-    def __call__(self, logprobs: mx.array) -> mx.array:
+    def __call__(self, logprobs: mx.array, depths: mx.array | None = None) -> mx.array:
         """Log-probabilities [n, V] -> tokens [n].
 
-        Row i is chosen as if the tokens of the rows before it had been emitted.
+        Row i is chosen as if the tokens of the rows before it had been emitted; or, where `depths`
+        [n] are given, as if depths[i] tokens had been.
         """
         return mx.argmax(logprobs, axis=-1)
 
@@ -45,8 +46,8 @@ class KeyedChoice(PlainChoice):
         super().__init__()
         self.sampler, self.draws = sampler, Draws(state, sampler.draws_per_token)
 
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        return self.sampler.ahead(logprobs, self.draws)
+    def __call__(self, logprobs: mx.array, depths: mx.array | None = None) -> mx.array:
+        return self.sampler.ahead(logprobs, self.draws, depths)
 
     def move(self, count: int) -> None:
         super().move(count)
@@ -64,7 +65,7 @@ class OpaqueChoice(PlainChoice):
         # MLX's random state behind the last calls.
         self._states: deque[mx.array] = deque(maxlen=64)
 
-    def __call__(self, logprobs: mx.array) -> mx.array:
+    def __call__(self, logprobs: mx.array, depths: mx.array | None = None) -> mx.array:
         """Log-probabilities [1, V] -> token [1].
 
         Raises:

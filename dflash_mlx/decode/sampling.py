@@ -91,17 +91,20 @@ class KeyedSampler:
             logprobs = apply(logprobs, uniform)
         return logprobs
 
-    def ahead(self, logprobs: mx.array, draws: Draws) -> mx.array:
+    def ahead(self, logprobs: mx.array, draws: Draws, depths: mx.array | None = None) -> mx.array:
         """The next tokens [n], each drawn from its row [n, V] with its own keys.
 
-        Row by row, and `draws` moved in between, they would be the same.
+        Row by row, and `draws` moved in between, they would be the same. Where `depths` [n] are
+        given, each less than n, row i is drawn with the keys of the depths[i]th token to come.
         """
         n = logprobs.shape[0]
         uniform = draws.uniform(n)
+        if depths is not None:
+            uniform = uniform[depths]
         logprobs = self.filtered(logprobs, uniform)
         if draws_by_inverse_cdf():
             return drawn(logprobs, uniform[:, -1], self.temp)
-        keys = draws.keys(n)
+        keys = draws.keys(n) if depths is None else draws.keys(n)[depths]
         rows = [
             mx.random.categorical(logprobs[i : i + 1] * (1.0 / self.temp), key=keys[i, -1])
             for i in range(n)

@@ -4,8 +4,8 @@ from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.device import read_floats
 from dflash_mlx.decode.emission import Drafting, Emission
 from dflash_mlx.decode.phases import phase
-from dflash_mlx.draft import Proposals
 from dflash_mlx.policy import Cycle, Policy
+from dflash_mlx.propose import Lattice, Proposals
 
 
 def narrowed(policy: Policy, proposals: Proposals) -> tuple[Proposals, Drafting]:
@@ -21,6 +21,13 @@ def narrowed(policy: Policy, proposals: Proposals) -> tuple[Proposals, Drafting]
         count = policy.narrow(confidences)
     drafting = Drafting(proposals.tokens.size, proposals.confidence, awaited)
     return proposals.first(count), drafting
+
+
+def grown(lattice: Lattice, nodes: int) -> tuple[Proposals, Drafting]:
+    """The best tree of so many nodes, and what was drafted; the host waits for the draft."""
+    with phase("waiting"):
+        tree = lattice.grow(nodes)
+    return Proposals.of(tree), Drafting(len(tree), None, True)
 
 
 def tell(policy: Policy, clock: CycleClock, emission: Emission, followed: bool = False) -> None:

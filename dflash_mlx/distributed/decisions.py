@@ -23,6 +23,8 @@ PLAIN_RUN = 4
 class Decisions:
     """The `Agreement` of one generation."""
 
+    trees = False  # each rank would grow its own
+
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
         self._interrupts = SharedInterrupts(ranks)
@@ -51,8 +53,8 @@ class SharedChoice(PlainChoice):
     def decided(self) -> int:  # type: ignore[override]
         return self._own.decided
 
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        return self._ranks.shared(self._own(logprobs))
+    def __call__(self, logprobs: mx.array, depths: mx.array | None = None) -> mx.array:
+        return self._ranks.shared(self._own(logprobs, depths))
 
     def move(self, count: int) -> None:
         self._own.move(count)

@@ -114,7 +114,7 @@ class Branches:
 
     def keep(self, path: Sequence[int]) -> None:
         """Leave the rows of a path in the caches, and no others of the tree."""
-        rows = mx.array(path)
+        rows = mx.array(list(path))
         for leaf in self._leaves:
             leaf.keep(rows, len(path))
 

@@ -17,7 +17,8 @@ _TRIAL = Tree((0, 0, 0, 0, 0, 0), (-1, -1, 0, 0, 1, 4), (1, 1, 2, 2, 2, 3), (1.0
 _PATHS = ([0, 1, 3], [0, 1, 4], [0, 2, 5, 6])
 _CONTEXT = 3
 _LIE = 1_000_003  # positions; a target that reads them elsewhere than in rotary modules goes wrong
-_ROUNDING = 1e-3  # of the largest logit
+# Of the largest logit: what rounding may do, and what it may at most where lines show as much.
+_ROUNDING, _NOISE = 1e-3, 1 / 32
 
 
 def branching(view: TargetView) -> bool:
@@ -54,6 +55,7 @@ def branching(view: TargetView) -> bool:
         whole, _ = view.forward(kept[None], view.make_cache())
         gaps.append(mx.abs(behind[0, -1] - whole[0, -1].astype(mx.float32)).max())
         gap, noise, most = (mx.stack(x).max() for x in (gaps, noises, largest))
-        return bool((gap <= 4 * noise + _ROUNDING * most).item())
+        allowed = mx.minimum(4 * noise, _NOISE * most) + _ROUNDING * most
+        return bool((gap <= allowed).item())
     except Exception:  # whatever a target's own code does not allow
         return False
