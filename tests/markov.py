@@ -43,10 +43,12 @@ class TableTransaction:
     def __init__(self, target: TableTarget):
         self._target = target
 
-    def forward(self, tokens: mx.array, taps: Any = ()) -> tuple[mx.array, tuple[mx.array, ...]]:
+    def forward(
+        self, tokens: mx.array, taps: Any = (), tree: None = None
+    ) -> tuple[mx.array, tuple[mx.array, ...]]:
         return self._target.forward(tokens, None, taps)
 
-    def commit(self, kept: int) -> None:
+    def commit(self, kept: int, path: None = None) -> None:
         assert kept >= 1
 
 

@@ -292,13 +292,13 @@ class ScriptedTarget:
 
 class ScriptedTransaction(ScriptedTarget):
     def forward(  # type: ignore[override]
-        self, tokens: mx.array, taps: Any = ()
+        self, tokens: mx.array, taps: Any = (), tree: None = None
     ) -> tuple[mx.array, tuple[mx.array, ...]]:
         rows = tokens.shape[1]
         self._run.waiting.append(self._run.forward(self._run.machine.verify(rows, self._run.rows)))
         return self.logits[:, :rows], (self.features[:, :rows],)
 
-    def commit(self, kept: int) -> None:
+    def commit(self, kept: int, path: None = None) -> None:
         self._run.rows += kept
 
 
