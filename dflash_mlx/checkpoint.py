@@ -89,7 +89,10 @@ def read_draft(
     """
     raw = read_config(directory)
     packaging = packaging_of(raw, name or directory)
-    tensors = packaging.translate(read_tensors(directory))
+    stored = read_tensors(directory)
+    tensors = packaging.translate(stored)
+    if "d2t" in tensors:
+        tensors["d2t"] = _offsets(tensors["d2t"], stored.get("t2d"))
     if (directory / MASK_FILE).is_file() and "mask_embedding" not in tensors:
         tensors["mask_embedding"] = next(iter(read_torch_file(directory / MASK_FILE).values()))
     if "mask_embedding" in tensors:
@@ -97,6 +100,24 @@ def read_draft(
     shapes = {name: tuple(array.shape) for name, array in tensors.items()}
     config = draft_config(raw, shapes, Rows.of(rows), packaging)
     return assemble_draft(config, tensors, packaging)
+
+
+def _offsets(d2t: mx.array, t2d: mx.array | None) -> mx.array:
+    """A reduced vocabulary's map [Vd] as it is published: from an id of the draft to the target's.
+
+    t2d: bool [V], which of the target's ids there are; where it says that `d2t` holds these ids
+    themselves, they are made offsets.
+    """
+    if not mx.issubdtype(d2t.dtype, mx.integer) or d2t.ndim != 1:
+        return d2t  # refused with the other tensors
+    d2t = d2t.astype(mx.int64)
+    if t2d is None or t2d.ndim != 1:
+        return d2t
+    own = mx.arange(d2t.size, dtype=mx.int64)
+    listed = [i for i, there in enumerate(t2d.tolist()) if there]
+    if sorted((d2t + own).tolist()) != listed and sorted(d2t.tolist()) == listed:
+        return d2t - own
+    return d2t
 
 
 def build_draft(config: DraftConfig, tensors: dict[str, mx.array]) -> DFlashDraft:

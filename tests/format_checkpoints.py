@@ -493,7 +493,7 @@ def laguna(gating: Any, bias: bool = False) -> Checkpoint:
     return Checkpoint(config, backbone(traits, bias), traits)
 
 
-def muse() -> Checkpoint:
+def muse(own: dict | None = None) -> Checkpoint:
     config = flat(
         architectures=["MuseGlimmerAssistantModel"],
         model_type="muse_glimmer_assistant",
@@ -515,7 +515,7 @@ def muse() -> Checkpoint:
         theta=5e5,
         sees=window(10),  # a distance of 9 is still seen
     )
-    return Checkpoint(config, backbone(traits), traits)
+    return Checkpoint(config, backbone(traits) | (own or {}), traits)
 
 
 def dfly(corrected: bool = True) -> Checkpoint:
@@ -618,6 +618,7 @@ CASES: dict[str, Checkpoint] = {
     "Laguna, per element, bias": laguna("per-element", bias=True),
     "Laguna, no gates": laguna("off"),
     "Muse assistant": muse(),
+    "Muse assistant, own embedding": muse(EMBEDDING),
     "DFly": dfly(),
     "DFly, not corrected": dfly(False),
     "DFlash, causal": zlab(causal=True),

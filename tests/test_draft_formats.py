@@ -150,6 +150,24 @@ def test_rows_are_the_users_to_decide(tmp_path: Path) -> None:
         load_draft(tmp_path / "draft", rows="both")
 
 
+@pytest.mark.parametrize("kind", ["ids themselves", "int32", "no t2d"])
+def test_a_reduced_vocabulary_is_mapped_however_it_is_stored(kind: str, tmp_path: Path) -> None:
+    """As offsets, or, where t2d says so, as ids."""
+    case = CASES["speculators DSpark, vanilla, anchor, 40 tokens"]
+    weights = write(tmp_path / "draft", case)
+    expected = load_draft(tmp_path / "draft").d2t
+    if kind == "ids themselves":
+        weights["d2t"] = weights["d2t"] + np.arange(40)
+    elif kind == "int32":
+        weights["d2t"] = weights["d2t"].astype(np.int32)
+    else:
+        del weights["t2d"]
+    arrays = {name: mx.array(array) for name, array in weights.items()}
+    mx.save_safetensors(str(tmp_path / "draft" / "model.safetensors"), arrays)
+    found = load_draft(tmp_path / "draft").d2t
+    assert found.dtype == mx.int64 and mx.array_equal(found, expected)
+
+
 DECODED = [
     "DeepSpec, rnn, confidence with",
     "DeepSpec, Gemma 4, values from keys",

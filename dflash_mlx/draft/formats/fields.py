@@ -262,8 +262,11 @@ def vocabulary(
     """
     own_embedding, own_head = "embed_tokens.weight" in shapes, "lm_head.weight" in shapes
     tied = bool(values.get("tie_word_embeddings")) and own_embedding and not own_head
+    size = values.get("vocab_size")
+    if size is None and (own_embedding or own_head):  # not every packaging says it
+        size = shapes["embed_tokens.weight" if own_embedding else "lm_head.weight"][0]
     return VocabularyConfig(
-        size=values.get("vocab_size"),
+        size=size,
         draft_size=draft_size,
         own_embedding=own_embedding,
         own_head=own_head or tied,
