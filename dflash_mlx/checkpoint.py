@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from dflash_mlx.draft import DFlashDraft, DraftConfig
 from dflash_mlx.draft.dtype import parameters, set_activation_dtype
@@ -113,10 +114,11 @@ def _offsets(d2t: mx.array, t2d: mx.array | None) -> mx.array:
     d2t = d2t.astype(mx.int64)
     if t2d is None or t2d.ndim != 1:
         return d2t
-    own = mx.arange(d2t.size, dtype=mx.int64)
-    listed = [i for i, there in enumerate(t2d.tolist()) if there]
-    if sorted((d2t + own).tolist()) != listed and sorted(d2t.tolist()) == listed:
-        return d2t - own
+    own, stored = np.arange(d2t.size), np.array(d2t)
+    listed = np.flatnonzero(np.array(t2d))
+    if not np.array_equal(np.sort(stored + own), listed):
+        if np.array_equal(np.sort(stored), listed):
+            return mx.array(stored - own)
     return d2t
 
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 from dflash_mlx.decode import Decoder, Options, PromptCache
 from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.draft import Context, Proposals
-from dflash_mlx.policy import Cycle, FixedLength, Lap, Policy
+from dflash_mlx.policy import Cycle, FixedLength, Lap, Policy, Sign
 
 UNIT = 0.03  # seconds of a plain step, as they are shown
 HOST = 0.04  # plain steps between a verdict and the next forward
@@ -246,7 +246,7 @@ class Watched:
         assert 0 <= count <= most
         return count
 
-    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+    def narrow(self, read: Callable[[], Sequence[Sign]]) -> int:
         def waited() -> Sequence[float]:
             self._run.wait(self._run.drafted, READING)
             return read()

@@ -87,13 +87,18 @@ def test_agrees_with_the_formulas(name: str, tmp_path: Path) -> None:
                 choose,
             )
 
-        want, _, confidence = plain.propose(hidden, anchor, context.before, np.argmax)
+        want, rows, confidence = plain.propose(hidden, anchor, context.before, np.argmax)
         proposals = run(Likeliest())
         assert proposals.tokens.tolist() == want
         assert len(want) == BLOCK - case.traits.first
         if confidence is not None:
             np.testing.assert_allclose(np.array(proposals.confidence), confidence, atol=1e-4)
+            # Beside it stands what the tokens themselves were given.
+            likelihood = [np.exp(row.max()) / np.exp(row).sum() for row in rows]
+            stacked = np.stack([confidence, likelihood], axis=1)
+            np.testing.assert_allclose(np.array(proposals.signs), stacked, atol=1e-4)
         else:
+            assert proposals.signs is proposals.confidence
             assert proposals.confidence is not None and (proposals.confidence <= 1).all()
         if case.traits.top_k:
             continue

@@ -448,6 +448,23 @@ def test_confidences_get_their_meaning_from_what_is_accepted():
     assert chances.tokens([0.99])[1] == pytest.approx(1.9, abs=0.1)
 
 
+def test_of_two_views_the_one_that_tells_more_is_believed():
+    """Either way round, and hardly worse than with that view alone."""
+    errors = dict.fromkeys(("good", "good, bad", "bad, good", "bad"), 0.0)
+    for views in errors:
+        rng, chances = random.Random(1), Chances(7)
+        for cycle in range(3000):
+            chance = rng.choice((0.1, 0.5, 0.97))
+            shown = {"good": chance, "bad": rng.choice((0.1, 0.5, 0.97))}
+            view = [shown[name] for name in views.split(", ")]
+            said = view[0] if len(view) == 1 else view
+            if cycle >= 500:
+                errors[views] += (chances.chance(said, 0) - chance) ** 2 / 2500
+            chances.observe([said], 1, int(rng.random() < chance))
+    assert errors["bad"] > 10 * max(errors["good, bad"], errors["bad, good"])
+    assert max(errors["good, bad"], errors["bad, good"]) < errors["good"] + 0.01
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("noise", NOISES)

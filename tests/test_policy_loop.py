@@ -23,7 +23,7 @@ from dflash_mlx.decode import costs as costs_module
 from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.draft import Proposals
-from dflash_mlx.policy import Costs, CostsFile, Cycle, FixedLength, Kind, Lap, Learned
+from dflash_mlx.policy import Costs, CostsFile, Cycle, FixedLength, Kind, Lap, Learned, Sign
 from tests.synthetic import SyntheticDraft
 from tests.tiny_pair import write_pair
 
@@ -46,7 +46,7 @@ class Whim:
         self.drafted = self.random.choice([0, 0, self.random.randint(0, most)])
         return self.drafted
 
-    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+    def narrow(self, read: Callable[[], Sequence[Sign]]) -> int:
         self.read = self.random.random() < 0.3
         if self.read:
             assert len(read()) == self.drafted

@@ -27,7 +27,7 @@ from dflash_mlx.decode.randomness import Draws, OwnState, ThreadState
 from dflash_mlx.decode.sampling import Drawn, KeyedSampler
 from dflash_mlx.demo import demo_paths
 from dflash_mlx.draft import Proposals
-from dflash_mlx.policy import AdaptiveLength, Costs, Cycle, FixedLength, Learned, Policy
+from dflash_mlx.policy import AdaptiveLength, Costs, Cycle, FixedLength, Learned, Policy, Sign
 from tests.families import drive, matrix
 from tests.markov import (
     VOCAB,
@@ -86,7 +86,7 @@ class Whim:
         self.drafted = self.random.choice([0, self.random.randint(0, most), most])
         return self.drafted
 
-    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+    def narrow(self, read: Callable[[], Sequence[Sign]]) -> int:
         if self.random.random() < 0.3:
             return self.random.randint(0, self.drafted)
         return next((i for i, chance in enumerate(read()) if chance < 0.2), self.drafted)

@@ -7,6 +7,7 @@ from mlx_lm.generate import generation_stream
 
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.decode.phases import phase
+from dflash_mlx.policy import Sign
 
 
 class DeviceWork:
@@ -39,6 +40,6 @@ def read(*arrays: mx.array) -> list[int]:
 
 
 @phase("waiting")
-def read_floats(array: mx.array | None) -> list[float]:
-    """The numbers of a 1-d array; empty where there is none."""
-    return [] if array is None else cast(list[float], array.tolist())
+def read_signs(array: mx.array | None) -> list[Sign]:
+    """A policy's signs of proposals; none where there is no array."""
+    return [] if array is None else cast(list[Sign], array.tolist())

@@ -29,12 +29,12 @@ class Drafting:
 
     Attributes:
         count: proposals drafted; 0 in a cycle without a draft's forward.
-        confidence: [count], the draft's, where it says.
-        awaited: whether the host waited for the confidence before it queued the verify.
+        signs: of the proposals, where there are any.
+        awaited: whether the host waited for them before it queued the verify.
     """
 
     count: int = 0
-    confidence: mx.array | None = None
+    signs: mx.array | None = None
     awaited: bool = False
 
 

@@ -186,7 +186,7 @@ class Decoder:
                     waiting.anchor, context, count, view.embed, view.head, self._proposing
                 )
             )
-            queue(proposals.tokens, proposals.confidence if self.policy.learns else None)
+            queue(proposals.tokens, proposals.signs if self.policy.learns else None)
             return proposals
 
     def verify(self, anchor: mx.array, proposals: Proposals | Lattice) -> Emission:

@@ -1,10 +1,10 @@
 """What the loop asks its policy besides how much to draft, and what it tells it of a cycle."""
 
 from dflash_mlx.decode.clock import CycleClock
-from dflash_mlx.decode.device import read_floats
+from dflash_mlx.decode.device import read_signs
 from dflash_mlx.decode.emission import Drafting, Emission
 from dflash_mlx.decode.phases import phase
-from dflash_mlx.policy import Cycle, Policy
+from dflash_mlx.policy import Cycle, Policy, Sign
 from dflash_mlx.propose import Lattice, Proposals
 
 
@@ -12,14 +12,14 @@ def narrowed(policy: Policy, proposals: Proposals) -> tuple[Proposals, Drafting]
     """The proposals that a policy wants verified, and what was drafted."""
     awaited = False
 
-    def confidences() -> list[float]:
+    def confidences() -> list[Sign]:
         nonlocal awaited
         awaited = True
-        return read_floats(proposals.confidence)
+        return read_signs(proposals.signs)
 
     with phase("choice"):
         count = policy.narrow(confidences)
-    drafting = Drafting(proposals.tokens.size, proposals.confidence, awaited)
+    drafting = Drafting(proposals.tokens.size, proposals.signs, awaited)
     return proposals.first(count), drafting
 
 
@@ -50,7 +50,7 @@ def tell(policy: Policy, clock: CycleClock, emission: Emission, followed: bool =
             drafted=drafting.count,
             verified=emission.proposed if own else 0,
             accepted=emission.accepted if own else 0,
-            confidences=read_floats(drafting.confidence),
+            confidences=read_signs(drafting.signs),
             read=drafting.awaited,
         )
     )

@@ -12,7 +12,7 @@ import mlx.core as mx
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.decode.plain import PlainChoice
 from dflash_mlx.distributed.ranks import Ranks
-from dflash_mlx.policy import Cycle, Policy
+from dflash_mlx.policy import Cycle, Policy, Sign
 from dflash_mlx.propose import Proposals
 
 # Cycles that follow when rank 0 chooses a plain one. To be told costs a plain cycle the overlap of
@@ -36,7 +36,8 @@ class Decisions:
         return SharedChoice(choice, self._ranks)
 
     def proposals(self, proposals: Proposals) -> Proposals:
-        return Proposals(self._ranks.shared(proposals.tokens), proposals.confidence)
+        tokens = self._ranks.shared(proposals.tokens)
+        return Proposals(tokens, proposals.confidence, likelihood=proposals.likelihood)
 
     def interrupts(self) -> Interrupts:
         return self._interrupts
@@ -129,7 +130,7 @@ class SharedPolicy:
             self._plain_left = PLAIN_RUN - 1
         return count
 
-    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+    def narrow(self, read: Callable[[], Sequence[Sign]]) -> int:
         count = self._own.narrow(read) if self._decides else 0
         return self._ranks.told([count])[0] if self.learns else count
 

@@ -248,13 +248,15 @@ class DFlashDraft(nn.Module):
 
         Returns:
             Proposals in the target's ids. Their confidence is a chance, 0 … 1: what the draft's
-            confidence head says, after the sigmoid, or the likelihood of the tokens themselves.
+            confidence head says, after the sigmoid, with the tokens' own likelihood beside it,
+            or else that likelihood.
         """
         block = self._block(anchor, context, count, embed, head)
         proposals = self.head.propose(block, as_choice(choose))
         if self.config.confidence:
             previous = mx.concatenate([anchor, proposals.tokens[:-1].astype(anchor.dtype)])
             embedded = self.head.embed_previous(previous)
+            proposals.likelihood = proposals.confidence
             proposals.confidence = self.confidence_head(block.rows, embedded)
         return proposals
 

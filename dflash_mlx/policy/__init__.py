@@ -3,7 +3,7 @@
 from dflash_mlx.policy.adaptive import AdaptiveLength, Learned
 from dflash_mlx.policy.costs import Costs
 from dflash_mlx.policy.kept import CostsFile
-from dflash_mlx.policy.protocol import Cycle, FixedLength, Kind, Lap, Policy
+from dflash_mlx.policy.protocol import Cycle, FixedLength, Kind, Lap, Policy, Sign
 
 __all__ = [
     "AdaptiveLength",
@@ -15,4 +15,5 @@ __all__ = [
     "Lap",
     "Learned",
     "Policy",
+    "Sign",
 ]

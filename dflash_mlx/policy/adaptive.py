@@ -15,7 +15,7 @@ from math import log
 from dflash_mlx.policy.chances import NO_TEXTS, Chances, Text
 from dflash_mlx.policy.costs import GUESS, LEAST_DRAFT, SLOWLY, Costs
 from dflash_mlx.policy.kept import Store
-from dflash_mlx.policy.protocol import Cycle, Kind
+from dflash_mlx.policy.protocol import Cycle, Kind, Sign
 
 OPTIMISM = 1.2  # standard deviations of its cost that a length, or plain decoding, gets in advance
 FIRST_REACH = 3  # proposals; the most where nothing longer was ever timed
@@ -175,7 +175,7 @@ class AdaptiveLength:
         self._loss = max(loss, GUESS)
         return self._rest <= 0 and self.learned.credit >= self._loss
 
-    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+    def narrow(self, read: Callable[[], Sequence[Sign]]) -> int:
         rate = self._rate
         confidences = read() if rate is not None else ()
         if rate is None or not confidences:
@@ -202,7 +202,7 @@ class AdaptiveLength:
         self._rest -= taken
         learned.charge(taken, cycle.accepted + 1)
 
-    def _judge_reading(self, confidences: Sequence[float], steps: Sequence[float]) -> None:
+    def _judge_reading(self, confidences: Sequence[Sign], steps: Sequence[float]) -> None:
         """What choosing by these confidences would have gained."""
         usual = self._text.tokens(len(confidences))
         now = self.learned.chances.tokens(confidences)

@@ -1,7 +1,8 @@
 """The chance that the target accepts a proposal: two logistic regressions.
 
 One goes by depth, for a block that is not drafted yet, with a bias of the text at hand; the other
-by the draft's confidence.
+by the draft's confidence. Where a head of the draft's gives that, the likelihood of the token
+itself stands beside it, and how much each counts is learnt.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from math import exp, log, log1p
 from operator import mul
 
 from dflash_mlx.policy.costs import SLOWLY
+from dflash_mlx.policy.protocol import Sign
 
 LEVELS = tuple(0.8 * i for i in range(-5, 6))  # logits; biases that a text may have, 2 % to 98 %
 NO_TEXTS = (0.0,) * len(LEVELS)
@@ -25,7 +27,7 @@ class Chances:
     def __init__(self, most: int):
         self.table = [[_sigmoid(level)] * most for level in LEVELS]  # by level and depth
         self._depths = [0.0] * most
-        self._weights = [0.0, 1.0, 0.0]
+        self._weights: dict[int, list[float]] = {}  # by how many views a confidence has
 
     def correct(self, depth: int, error: float) -> None:
         """A proposal's fate was so much better than its chance by depth."""
@@ -33,21 +35,32 @@ class Chances:
         for row, level in zip(self.table, LEVELS, strict=True):
             row[depth] = _sigmoid(level + self._depths[depth])
 
-    def tokens(self, confidences: Sequence[float]) -> list[float]:
+    def tokens(self, confidences: Sequence[Sign]) -> list[float]:
         """Tokens that a verify of the first m = 0, 1, … proposals yields on average."""
         return _tokens(self.chance(c, depth) for depth, c in enumerate(confidences))
 
-    def observe(self, confidences: Sequence[float], verified: int, accepted: int) -> None:
+    def observe(self, confidences: Sequence[Sign], verified: int, accepted: int) -> None:
         """Learn what confidences mean."""
         for depth, c in enumerate(confidences[: min(accepted + 1, verified)]):
             step = SLOWLY * ((depth < accepted) - self.chance(c, depth))
-            features = (1.0, _log_odds(c), log1p(depth))
-            self._weights = [w + step * f for w, f in zip(self._weights, features, strict=True)]
+            features = _features(c, depth)
+            weights = self._weights_of(features)
+            weights[:] = [w + step * f for w, f in zip(weights, features, strict=True)]
 
-    def chance(self, confidence: float, depth: int) -> float:
+    def chance(self, confidence: Sign, depth: int) -> float:
         """Of a proposal with this confidence, if those before it are accepted."""
-        bias, slope, deeper = self._weights
-        return _sigmoid(bias + slope * _log_odds(confidence) + deeper * log1p(depth))
+        features = _features(confidence, depth)
+        return _sigmoid(sum(map(mul, self._weights_of(features), features)))
+
+    def _weights_of(self, features: Sequence[float]) -> list[float]:
+        """As of now, to be changed; at first all views count the same, and are believed."""
+        views = len(features) - 2
+        return self._weights.setdefault(views, [0.0, 0.0, *[1 / views] * views])
+
+
+def _features(confidence: Sign, depth: int) -> list[float]:
+    views = confidence if isinstance(confidence, Sequence) else (confidence,)
+    return [1.0, log1p(depth), *map(_log_odds, views)]
 
 
 class Text:

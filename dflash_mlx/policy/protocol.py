@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+# How sure a draft is of a proposal, 0 … 1, or several views of that, always as many.
+Sign = float | Sequence[float]
+
 
 class Kind(Enum):
     """What was timed. ENTRY is a drafted cycle and the plain one before it, which the device was
@@ -30,7 +33,7 @@ class Cycle(NamedTuple):
         context: tokens in the target's cache when it began.
         lap: its time.
         drafted, verified, accepted: proposals; `drafted` is 0 for a plain cycle.
-        confidences: the draft's, 0 … 1, one per proposal drafted; empty where it gives none.
+        confidences: the draft's, one per proposal drafted; empty where it gives none.
         read: whether `narrow` read them, so that the verify had to wait for the draft.
     """
 
@@ -39,7 +42,7 @@ class Cycle(NamedTuple):
     drafted: int = 0
     verified: int = 0
     accepted: int = 0
-    confidences: Sequence[float] = ()
+    confidences: Sequence[Sign] = ()
     read: bool = False
 
 
@@ -63,7 +66,7 @@ class Policy(Protocol):
         """Proposals to draft now, 0 … most, with `context` tokens in the target's cache; 0 is a
         plain cycle."""
 
-    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+    def narrow(self, read: Callable[[], Sequence[Sign]]) -> int:
         """How many of the proposals just drafted to verify, 0 … all; `read` waits for the draft and
         gives its confidence in each, or nothing."""
 
@@ -87,7 +90,7 @@ class FixedLength:
         self._count = min(self.length, most)
         return self._count
 
-    def narrow(self, read: Callable[[], Sequence[float]]) -> int:
+    def narrow(self, read: Callable[[], Sequence[Sign]]) -> int:
         return self._count
 
     def observe(self, cycle: Cycle) -> None: ...

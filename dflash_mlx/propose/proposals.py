@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import mlx.core as mx
 
@@ -18,11 +19,20 @@ class Proposals:
             were, 0 … 1, for the choice of the verify length: of its confidence head, after the
             sigmoid, or else what it gives the token itself. None when it does not say.
         tree: how they hang together; None for a line, each token behind the one before it.
+        likelihood: [m] what the draft gives each token itself, where the confidence is a head's.
     """
 
     tokens: mx.array
     confidence: mx.array | None = None
     tree: Tree | None = None
+    likelihood: mx.array | None = None
+
+    @cached_property
+    def signs(self) -> mx.array | None:
+        """What a policy reads: the confidences [m], or [m, 2] with the likelihoods beside them."""
+        if self.confidence is None or self.likelihood is None:
+            return self.confidence
+        return mx.stack([self.confidence, self.likelihood.astype(mx.float32)], axis=-1)
 
     def first(self, m: int) -> "Proposals":
         """The first m of them."""
@@ -33,6 +43,7 @@ class Proposals:
             self.tokens[:m],
             None if self.confidence is None else self.confidence[:m],
             tree if tree is not None and tree.branches else None,
+            None if self.likelihood is None else self.likelihood[:m],
         )
 
     @classmethod
