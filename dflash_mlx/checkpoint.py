@@ -116,9 +116,9 @@ def _offsets(d2t: mx.array, t2d: mx.array | None) -> mx.array:
         return d2t
     own, stored = np.arange(d2t.size), np.array(d2t)
     listed = np.flatnonzero(np.array(t2d))
-    if not np.array_equal(np.sort(stored + own), listed):
-        if np.array_equal(np.sort(stored), listed):
-            return mx.array(stored - own)
+    ids_themselves = np.array_equal(np.sort(stored), listed)
+    if ids_themselves and not np.array_equal(np.sort(stored + own), listed):
+        return mx.array(stored - own)
     return d2t
 
 
