@@ -5,7 +5,13 @@ import os
 import tempfile
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+
 import dflash_mlx.demo
+
+# A busy machine is slow, which is no failure.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 _directory = tempfile.TemporaryDirectory(prefix="dflash-mlx-tests-")
 for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
