@@ -224,6 +224,7 @@ def test_a_full_queue(engine):
     for client in clients:
         client.end()
     assert engine.waiting == engine.active == 0
+    assert engine.totals.cancelled == engine.totals.submitted == len(clients)
 
 
 def test_closing_ends_everybody(paths):

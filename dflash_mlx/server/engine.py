@@ -250,8 +250,12 @@ class Engine:
                 mx.clear_cache()
                 self._changed.wait()
         for waiting in gone:
-            self._tell(waiting.listener, Finished("cancelled", waiting.figures))
+            self._turn_away(waiting)
         return True
+
+    def _turn_away(self, waiting: _Waiting) -> None:
+        self.totals.cancelled += 1
+        self._tell(waiting.listener, Finished("cancelled", waiting.figures))
 
     def _has_place(self, job: Job) -> bool:
         running = [s.ticket.job for s in self._scheduler.sequences]
@@ -317,7 +321,7 @@ class Engine:
         for sequence in list(self._scheduler.sequences):
             self._end(sequence, Finished("cancelled", sequence.figures))
         for one in waiting:
-            self._tell(one.listener, Finished("cancelled", one.figures))
+            self._turn_away(one)
 
     def _tell(self, listener: Listener, event: Finished | Failed) -> None:
         try:
