@@ -24,6 +24,7 @@ from tests.serving import tool_tokenizer
         ({"temperature": 1e-9}, {"temperature": 0.0}),
         ({"top_p": 0}, {"top_p": 1.0, "top_k": 1}),
         ({"top_k": -1}, {"top_k": 0}),
+        ({"seed": -1}, {"seed": 2**64 - 1}),
         ({"logit_bias": {"7": -100}}, {"logit_bias": ((7, -100.0),)}),
         ({"temperature": None}, {"temperature": 0.3}),
     ],

@@ -34,6 +34,9 @@ def sampling(fields: Fields, defaults: Sampling) -> Sampling:
     # As many as the model has, or more, are all of them: the engine sees to that.
     if "top_k" in chosen:
         chosen["top_k"] = max(0, chosen["top_k"])
+    # MLX has no negative seeds.
+    if "seed" in chosen:
+        chosen["seed"] %= 2**64
     # So little leaves only the likeliest token, and float32 no room to compute with.
     if chosen.get("temperature", 1) < 1e-4:
         chosen["temperature"] = 0.0
