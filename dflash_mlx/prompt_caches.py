@@ -20,7 +20,7 @@ from dflash_mlx.draft import Context, LayerGroup
 from dflash_mlx.errors import CheckpointError, DFlashError, InvalidCache, said
 from dflash_mlx.files import replacing
 from dflash_mlx.target import can_rewind, rewind
-from dflash_mlx.target.caches import leaves
+from dflash_mlx.target.leaf import leaves
 
 # What is ours in a file's metadata.
 _OURS = "dflash-mlx"

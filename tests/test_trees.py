@@ -15,7 +15,7 @@ from dflash_mlx import SpeculativeModel, make_sampler
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.propose import Lattice, Tree
 from dflash_mlx.target import Transaction
-from dflash_mlx.target.caches import leaves
+from dflash_mlx.target.leaf import leaves
 from tests.families import drive, matrix
 from tests.families.models import CONFIGS
 from tests.synthetic import SyntheticDraft

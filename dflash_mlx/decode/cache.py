@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,7 +23,8 @@ from dflash_mlx.target import (
     rewind,
     snapshot,
 )
-from dflash_mlx.target.caches import COUNTING, leaves, rule_of
+from dflash_mlx.target.caches import COUNTING, rule_of
+from dflash_mlx.target.leaf import Counting, Leaf, leaves
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class PromptCache:
     when the prompt began whose rest is run next, so that logits processors see all of it.
     """
 
-    def __init__(self, target: list[Any], context: Context):
+    def __init__(self, target: list[Leaf], context: Context):
         self.target = target
         self.context = context
         self.tokens: list[int] = []
@@ -113,7 +114,7 @@ class PromptCache:
     def __len__(self) -> int:
         return len(self.target)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Leaf]:
         return iter(self.target)
 
     def __getitem__(self, index: Any) -> Any:
@@ -184,9 +185,9 @@ class PromptCache:
         return sum(cache.nbytes for cache in self.target) + self.context.nbytes
 
 
-def _rows(target: list[Any]) -> int | None:
+def _rows(target: list[Leaf]) -> int | None:
     """The tokens that a target's caches hold; None where none of them counts."""
-    counted = (c.offset for c in leaves(target) if rule_of(c) in COUNTING)
+    counted = (cast(Counting, c).offset for c in leaves(target) if rule_of(c) in COUNTING)
     return max(counted, default=None)
 
 
@@ -197,7 +198,7 @@ class BorrowedCache(PromptCache):
     filled with placeholders that raise on any use.
     """
 
-    def __init__(self, target: list[Any], context: Context):
+    def __init__(self, target: list[Leaf], context: Context):
         if any(isinstance(cache, _Placeholder) for cache in target):
             raise InvalidCache(_LOST)
         super().__init__(target, context)

@@ -16,7 +16,7 @@ from dflash_mlx.pairs import check_pair
 from dflash_mlx.repository import is_draft_config, read_config, resolve
 from dflash_mlx.target import TargetView
 from dflash_mlx.target.anatomy import examine
-from dflash_mlx.target.caches import leaves
+from dflash_mlx.target.leaf import Leaf, leaves
 from dflash_mlx.target_checkpoint import load_target
 
 
@@ -128,7 +128,7 @@ def _caches(view: TargetView) -> tuple[CacheKind, ...]:
     return tuple(CacheKind(name, tuple(at), back) for (name, back), at in kinds.items())
 
 
-def _name(leaf: Any) -> str:
+def _name(leaf: Leaf) -> str:
     window = getattr(leaf, "max_size", None)
     name = type(leaf).__name__
     return f"{name}, window {window}" if isinstance(window, int) else name

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
-from dflash_mlx.target.caches import leaves
+from dflash_mlx.target.leaf import leaves
 from dflash_mlx.target.watch import Watch, hidden_state, is_callable
 
 PROBE_TOKENS = 5

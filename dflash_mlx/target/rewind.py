@@ -7,26 +7,17 @@ a moment that was remembered (`snapshot`, `restore`).
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import CacheList
 
 from dflash_mlx.errors import InvalidCache
-from dflash_mlx.target.caches import (
-    CHUNKED,
-    OFFSET,
-    RING,
-    ROWS,
-    STATE,
-    Rule,
-    alias,
-    leaves,
-    rule_of,
-)
+from dflash_mlx.target.caches import CHUNKED, OFFSET, RING, ROWS, STATE, Rule, alias, rule_of
+from dflash_mlx.target.leaf import Chunks, Counting, Leaf, Window, leaves
 
 
-def can_rewind(cache: list[Any], n_tokens: int | None = None) -> bool:
+def can_rewind(cache: list[Leaf], n_tokens: int | None = None) -> bool:
     """Whether `rewind(cache, n_tokens)` would be exact; without n_tokens: for every prefix.
 
     Never for recurrent state or an unknown class, and for a window only while it still holds the
@@ -35,7 +26,7 @@ def can_rewind(cache: list[Any], n_tokens: int | None = None) -> bool:
     return all(_holds(leaf, n_tokens) for leaf in leaves(cache))
 
 
-def rewind(cache: list[Any], n_tokens: int) -> None:
+def rewind(cache: list[Leaf], n_tokens: int) -> None:
     """Leave exactly the first n_tokens tokens in the cache.
 
     Raises InvalidCache, with the cache untouched, where that cannot be exact.
@@ -48,31 +39,37 @@ def rewind(cache: list[Any], n_tokens: int) -> None:
         )
     for leaf in found:
         if rule_of(leaf) is RING:
-            _cut_ring(leaf, n_tokens)
+            _cut_ring(cast(Window, leaf), n_tokens)
         elif rule_of(leaf) is ROWS:
-            ROWS.reset(leaf, n_tokens)
+            ROWS.reset(cast(Counting, leaf), n_tokens)
         else:
-            leaf.offset = n_tokens
+            cast(Counting, leaf).offset = n_tokens
 
 
-def _holds(leaf: Any, n_tokens: int | None) -> bool:
+def _holds(leaf: Leaf, n_tokens: int | None) -> bool:
     rule = rule_of(leaf)
-    if n_tokens is None and not rule.replays:
-        n_tokens = min(1, leaf.offset)
-    if n_tokens is None or rule.replays:
+    if rule.replays:
         return False
+    offset = cast(Counting, leaf).offset
+    if n_tokens is None:
+        n_tokens = min(1, offset)
     if rule in (OFFSET, ROWS):
-        return 0 <= n_tokens <= leaf.offset
+        return 0 <= n_tokens <= offset
     if rule is CHUNKED:
-        chunk_start = n_tokens // leaf.chunk_size * leaf.chunk_size
-        return leaf.start_position <= chunk_start and n_tokens <= leaf.offset
+        chunks = cast(Chunks, leaf)
+        chunk_start = n_tokens // chunks.chunk_size * chunks.chunk_size
+        return chunks.start_position <= chunk_start and n_tokens <= offset
+    return _ring_holds(cast(Window, leaf), n_tokens)
+
+
+def _ring_holds(leaf: Window, n_tokens: int) -> bool:
     if leaf.offset > leaf.max_size and (leaf.keep or leaf._idx != leaf.keys.shape[2]):
         return False  # the oldest rows are not first in the buffer
     left = leaf._idx - (leaf.offset - n_tokens)
     return min(n_tokens, leaf.max_size) <= left <= leaf._idx
 
 
-def _cut_ring(leaf: Any, n_tokens: int) -> None:
+def _cut_ring(leaf: Window, n_tokens: int) -> None:
     left = leaf._idx - (leaf.offset - n_tokens)
     leaf.keys = leaf.keys[..., :left, :] if left else None
     leaf.values = leaf.values[..., :left, :] if left else None
@@ -88,7 +85,7 @@ class Snapshot:
     of that copy while the snapshot lives.
     """
 
-    marks: list[tuple[Rule, type, Any]]
+    marks: list[tuple[Rule[Any], type, Any]]
 
     @property
     def nbytes(self) -> int:
@@ -96,14 +93,14 @@ class Snapshot:
         return sum(_nbytes(mark) for _, _, mark in self.marks)
 
 
-def snapshot(cache: list[Any]) -> Snapshot:
+def snapshot(cache: list[Leaf]) -> Snapshot:
     """Remember this moment; afterwards the cache may only be extended or taken back to it."""
     return Snapshot(
         [(rule_of(leaf), type(leaf), rule_of(leaf).mark(leaf, True)) for leaf in leaves(cache)]
     )
 
 
-def restore(cache: list[Any], moment: Snapshot) -> None:
+def restore(cache: list[Leaf], moment: Snapshot) -> None:
     """Return the cache to a snapshot of it.
 
     Raises InvalidCache, with the cache untouched, when the cache was quantized or cut since.
@@ -115,12 +112,12 @@ def restore(cache: list[Any], moment: Snapshot) -> None:
         rule.reset(leaf, alias(mark))
 
 
-def keeps_rows(cache: list[Any]) -> bool:
+def keeps_rows(cache: list[Leaf]) -> bool:
     """Whether every leaf keeps all rows, so that it can be cut anywhere."""
     return all(rule_of(leaf) in (OFFSET, ROWS) for leaf in leaves(cache))
 
 
-def cut(cache: list[Any], n_tokens: int) -> Snapshot:
+def cut(cache: list[Leaf], n_tokens: int) -> Snapshot:
     """The moment at which a cache that keeps every row had n_tokens tokens.
 
     Raises InvalidCache for any other cache, or where it never had so many.
@@ -131,7 +128,7 @@ def cut(cache: list[Any], n_tokens: int) -> Snapshot:
     return Snapshot([(rule_of(leaf), type(leaf), n_tokens) for leaf in found])
 
 
-def fork(cache: list[Any], moment: Snapshot) -> list[Any]:
+def fork(cache: list[Leaf], moment: Snapshot) -> list[Leaf]:
     """Another cache that stands at a moment of this one, which may go on meanwhile.
 
     Rows are copied, not shared: a cache of which somebody else holds a handle would be copied whole
@@ -144,7 +141,7 @@ def fork(cache: list[Any], moment: Snapshot) -> list[Any]:
     return [_forked(c, marks) for c in cache]
 
 
-def _forked(c: Any, marks: Iterator[tuple[Rule, type, Any]]) -> Any:
+def _forked(c: Any, marks: Iterator[tuple[Rule[Any], type, Any]]) -> Any:
     other = copy(c)
     if type(c) is CacheList:
         other.caches = tuple(_forked(inner, marks) for inner in c.caches)
@@ -179,14 +176,14 @@ def _nbytes(value: Any) -> int:
     return sum(_nbytes(v) for v in value)
 
 
-def _check(found: list[Any], moment: Snapshot) -> None:
+def _check(found: list[Leaf], moment: Snapshot) -> None:
     if [type(leaf) for leaf in found] != [cls for _, cls, _ in moment.marks]:
         raise InvalidCache(
             "This prompt cache has changed its kind since the snapshot (it was quantized, or is "
             "another model's); start from a new cache."
         )
     for leaf, (rule, _, mark) in zip(found, moment.marks, strict=True):
-        if rule in (OFFSET, ROWS) and leaf.offset < mark:
+        if rule in (OFFSET, ROWS) and cast(Counting, leaf).offset < mark:
             raise InvalidCache(
                 "This prompt cache was cut to less than what the snapshot stands for; "
                 "start from a new cache."

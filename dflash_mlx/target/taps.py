@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from dflash_mlx.errors import PairError
+from dflash_mlx.target.leaf import Leaf
 from dflash_mlx.target.watch import Handler, Listener, Watch, Watched, own_handle
 
 # Context features: the output [B, L, H] of each tap, in the order of the taps.
@@ -30,7 +31,7 @@ class TappedForward:
     def __call__(
         self,
         tokens: mx.array,
-        cache: list[Any],
+        cache: list[Leaf],
         taps: Sequence[int] = (),
         handlers: Sequence[tuple[Watched, Handler]] = (),
     ) -> tuple[mx.array, Features]:

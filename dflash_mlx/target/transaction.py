@@ -8,8 +8,9 @@ import mlx.nn as nn
 
 from dflash_mlx.propose import Tree
 from dflash_mlx.target.branches import Branches
-from dflash_mlx.target.caches import Rule, leaves, rule_of
+from dflash_mlx.target.caches import Rule, rule_of
 from dflash_mlx.target.fast_verify import FastVerify
+from dflash_mlx.target.leaf import Leaf, leaves
 from dflash_mlx.target.replay import MixerReplay, Mixers
 from dflash_mlx.target.taps import Features, TappedForward
 from dflash_mlx.target.watch import layered
@@ -27,13 +28,13 @@ class Transaction:
         forward: TappedForward,
         mixers: Mixers,
         fast: FastVerify,
-        cache: list[Any],
+        cache: list[Leaf],
         rotary: Sequence[nn.Module] = (),
     ):
         """All of one target, of which the cache is, too."""
         self._rotary = rotary
         self._target, self._mixers, self._fast, self._cache = forward, mixers, fast, cache
-        self._marks: list[tuple[Rule, Any, Any]] = []
+        self._marks: list[tuple[Rule[Any], Leaf, Any]] = []
         self._tokens: mx.array | None = None
         self._replay: MixerReplay | None = None
         self._branches: Branches | None = None

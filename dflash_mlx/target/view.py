@@ -1,7 +1,6 @@
 """A target as DFlash sees it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,8 +9,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from dflash_mlx.errors import PairError
 from dflash_mlx.target.anatomy import examine
 from dflash_mlx.target.branches import can_branch, rotary_modules
-from dflash_mlx.target.caches import UNKNOWN, leaves, rule_of
+from dflash_mlx.target.caches import UNKNOWN, rule_of
 from dflash_mlx.target.fast_verify import FastVerify
+from dflash_mlx.target.leaf import Leaf, leaves
 from dflash_mlx.target.replay import Mixers
 from dflash_mlx.target.taps import Features, TappedForward
 from dflash_mlx.target.transaction import Transaction
@@ -94,7 +94,7 @@ class TargetView:
             )
         return None
 
-    def make_cache(self) -> list[Any]:
+    def make_cache(self) -> list[Leaf]:
         """A fresh prompt cache, mlx_lm's own."""
         return make_prompt_cache(self.model)
 
@@ -116,7 +116,7 @@ class TargetView:
             )
 
     def forward(
-        self, tokens: mx.array, cache: list[Any], taps: Sequence[int] = ()
+        self, tokens: mx.array, cache: list[Leaf], taps: Sequence[int] = ()
     ) -> tuple[mx.array, Features]:
         """The target's forward; nothing is evaluated.
 
@@ -133,11 +133,11 @@ class TargetView:
         """
         return self._forward(tokens, cache, taps)
 
-    def begin(self, cache: list[Any]) -> Transaction:
+    def begin(self, cache: list[Leaf]) -> Transaction:
         """Open a transaction on the cache, for one verify."""
         return Transaction(self._forward, self._mixers, self.fast_verify, cache, self._rotary)
 
-    def takes_trees(self, cache: list[Any]) -> bool:
+    def takes_trees(self, cache: list[Leaf]) -> bool:
         """Whether a verify on this cache may be of a tree. The first time, the target is tried."""
         if not can_branch(cache):
             return False
@@ -145,12 +145,12 @@ class TargetView:
             self._branching = branching(self)
         return self._branching
 
-    def check_cache(self, cache: list[Any]) -> None:
+    def check_cache(self, cache: list[Leaf]) -> None:
         """Raise UnsupportedTarget for a cache that no transaction can take back exactly."""
         for leaf in leaves(cache):
             rule_of(leaf).mark(leaf, False)
 
-    def rolls_back_by(self, cache: list[Any]) -> list[str]:
+    def rolls_back_by(self, cache: list[Leaf]) -> list[str]:
         """How each leaf of this cache goes back after a rejection, in the order of its leaves."""
         rules = [rule_of(leaf) for leaf in leaves(cache)]
         if self._mixers.whole(rules):

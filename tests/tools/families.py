@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from dflash_mlx.target import TargetView
-from dflash_mlx.target.caches import leaves
+from dflash_mlx.target.leaf import leaves
 from dflash_mlx.target.replay import Mixers
 from tests.families import drive
 from tests.families.models import CONFIGS, configure
