@@ -19,8 +19,9 @@ from dflash_mlx import SpeculativeModel
 from dflash_mlx.decode.plain import PlainChoice
 from dflash_mlx.distributed import Ranks
 from dflash_mlx.target import TargetView
+from tests.families.configs import CONFIGS
 from tests.families.matrix import TOKENIZER
-from tests.families.models import CONFIGS, _lively, configure
+from tests.families.models import configure, lively
 from tests.synthetic import SyntheticDraft
 
 TOKENS = 24
@@ -42,7 +43,7 @@ def build(family: str) -> nn.Module:
     }
     mx.random.seed(11)
     model = configure(module, config)
-    model.update(tree_map_with_path(_lively, model.parameters()))
+    model.update(tree_map_with_path(lively, model.parameters()))
     mx.eval(model.parameters())
     return model
 

@@ -17,7 +17,8 @@ from dflash_mlx.safetensors import tensor_shapes
 from dflash_mlx.target_checkpoint import load_target
 from dflash_mlx.tokens import add_token
 from tests.command_line import complaint, run
-from tests.families.models import CONFIGS, WIDE, build
+from tests.families.configs import CONFIGS, WIDE
+from tests.families.models import build
 from tests.fuzz.mutations import write_safetensors
 from tests.tiny_pair import SPECIALS, write_pair, write_target, write_tokenizer
 

@@ -20,7 +20,8 @@ from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
-from tests.families.models import VOCAB, build
+from tests.families.configs import VOCAB
+from tests.families.models import build
 from tests.tiny_pair import vocabulary, write_tokenizer
 
 TOKENS = 12

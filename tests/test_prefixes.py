@@ -10,7 +10,7 @@ from dflash_mlx.conversation.footprint import Footprint
 from dflash_mlx.conversation.prefixes import Lease, PrefixCache, common_prefix
 from dflash_mlx.decode import Options, Prefilled, PromptCache
 from dflash_mlx.pairs import SpeculativeModel
-from tests.families.models import CONFIGS, VOCAB
+from tests.families.configs import CONFIGS, VOCAB
 from tests.test_conversation import FAMILIES, pair
 
 SYSTEM, TURN, ANSWER = 24, 45, 9

@@ -14,7 +14,8 @@ from dflash_mlx.draft.heads.selector import CandidateSelector
 from dflash_mlx.policy import FixedLength
 from dflash_mlx.target import TargetView
 from tests import draft_checkpoints as published
-from tests.families.models import VOCAB, build
+from tests.families.configs import VOCAB
+from tests.families.models import build
 
 # Draft config, target family, and what of the draft's config must have been understood.
 PAIRS: dict[str, tuple[Callable[..., dict], str, dict]] = {

@@ -14,7 +14,7 @@ from dflash_mlx.server.engine import Engine
 from dflash_mlx.server.job import Job
 from dflash_mlx.server.prompts import Prompts
 from tests.engine_client import Client
-from tests.families.models import CONFIGS, VOCAB
+from tests.families.configs import CONFIGS, VOCAB
 from tests.test_conversation import FAMILIES, pair
 from tests.tiny_pair import vocabulary, write_tokenizer
 

@@ -17,7 +17,7 @@ from dflash_mlx.api import make_decoder
 from dflash_mlx.decode import Options, OwnState, make_sampler
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.server.structured import Grammar, Grammars
-from tests.families.models import VOCAB
+from tests.families.configs import VOCAB
 from tests.test_conversation import FAMILIES, pair
 from tests.tiny_pair import vocabulary, write_tokenizer
 

@@ -10,7 +10,8 @@ from dflash_mlx.errors import UnsupportedTarget
 from dflash_mlx.target import TargetView, caches, replay, rolls_back_by
 
 from .families import drive
-from .families.models import CONFIGS, REFUSED, build
+from .families.configs import CONFIGS, REFUSED
+from .families.models import build
 
 # (verify length, mode, prompt): one of them for every family, in turn, by default.
 CASES = [

@@ -12,7 +12,8 @@ from dflash_mlx.errors import UnsupportedTarget
 from dflash_mlx.target import caches, watch
 
 from .families import drive, matrix
-from .families.models import CONFIGS, HALF, build
+from .families.configs import CONFIGS
+from .families.models import HALF, build
 from .synthetic import SyntheticDraft
 
 # One family per kind of cache, and mixtures of kinds.

@@ -7,7 +7,7 @@ from dflash_mlx.errors import InvalidCache, UnsupportedTarget
 from dflash_mlx.target import can_rewind, restore, rewind, snapshot
 
 from .families import drive
-from .families.models import WINDOW
+from .families.configs import WINDOW
 
 KINDS = ["llama", "deepseek_v32", "llama4", "gpt_oss", "qwen3_5", "falcon_h1", "deepseek_v41"]
 WINDOWED = {"llama4", "gpt_oss"}

@@ -15,7 +15,8 @@ from dflash_mlx.errors import PairError
 from dflash_mlx.target import TargetView, watch
 
 from .families import drive
-from .families.models import CONFIGS, VOCAB, build, configure
+from .families.configs import CONFIGS, VOCAB
+from .families.models import build, configure
 
 ROOT = 32**0.5  # of the hidden size
 SCALES = {

@@ -40,7 +40,8 @@ from dflash_mlx.training.run import final_norm
 from dflash_mlx.training.trainer import FrozenTarget, Trainer, new_draft
 from tests import tiny_pair
 from tests.command_line import complaint, run, spawn
-from tests.families.models import CONFIGS, REFUSED, build, configure
+from tests.families.configs import CONFIGS, REFUSED
+from tests.families.models import build, configure
 
 QUESTIONS = ["Hi", "How are you", "What is it", "Tell me more", "And then", "Who", "Go on", "Why"]
 SMALL: dict[str, Any] = {

@@ -17,7 +17,7 @@ from dflash_mlx.propose import Lattice, Tree
 from dflash_mlx.target import Transaction
 from dflash_mlx.target.leaf import leaves
 from tests.families import drive, matrix
-from tests.families.models import CONFIGS
+from tests.families.configs import CONFIGS
 from tests.synthetic import SyntheticDraft
 
 TOKENS = 56

@@ -16,7 +16,8 @@ from mlx_lm.generate import generate_step
 from dflash_mlx.target import TargetView
 from dflash_mlx.target.taps import Features
 
-from .models import VOCAB, build
+from .configs import VOCAB
+from .models import build
 
 TOKENS = 128
 MODES = {"often": 0.93, "sometimes": 0.6, "never": 0.0}

@@ -13,7 +13,7 @@ from dflash_mlx import SpeculativeModel
 from tests.synthetic import SyntheticDraft
 
 from . import drive
-from .models import CONFIGS
+from .configs import CONFIGS
 
 
 class _Letters:

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests import format_checkpoints
 from tests.command_line import run
-from tests.families.models import CONFIGS, configure
+from tests.families.configs import CONFIGS
+from tests.families.models import configure
 from tests.format_checkpoints import CASES
 from tests.tiny_pair import (
     SENTENCE,

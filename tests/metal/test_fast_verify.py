@@ -24,7 +24,8 @@ from dflash_mlx.target.fast_verify import FastVerify
 from dflash_mlx.target.watch import Watch
 
 from ..families import drive
-from ..families.models import CONFIGS, build
+from ..families.configs import CONFIGS
+from ..families.models import build
 
 TOKENS = 32
 # Families none of whose attention is served, and why.

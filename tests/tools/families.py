@@ -16,7 +16,8 @@ from dflash_mlx.target import TargetView
 from dflash_mlx.target.leaf import leaves
 from dflash_mlx.target.replay import Mixers
 from tests.families import drive
-from tests.families.models import CONFIGS, configure
+from tests.families.configs import CONFIGS
+from tests.families.models import configure
 
 # The text side of a dense Qwen3.5 of 9 billion parameters.
 SHAPES = {
