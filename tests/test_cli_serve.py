@@ -45,6 +45,7 @@ def test_it_answers_and_ends_by_an_interrupt() -> None:
         answer = client.chat.completions.create(
             model="gpt-4", messages=[{"role": "user", "content": QUESTION}]
         )
+        assert httpx.get(f"{address}/%1b[31m").status_code == 404
         process.send_signal(signal.SIGINT)
         out, log = process.communicate(timeout=20)
     model, tokenizer = load(*demo_paths())
@@ -58,6 +59,7 @@ def test_it_answers_and_ends_by_an_interrupt() -> None:
     line = next(line for line in log.splitlines() if "chat/completions" in line)
     assert re.search(r"\d+ tokens, 0/\d+ cached, first token [\d.]+ s, \d+ tokens/s, acc", line)
     assert "asked for 'gpt-4'" in line
+    assert "/\\x1b[31m: 404" in log and "\x1b" not in log
     assert log.splitlines()[-1] == "Stopped."
 
 
