@@ -75,7 +75,7 @@ def saying(
 
 def post(address: str, path: str, body: Any, **options: Any) -> httpx.Response:
     """A request with a JSON body."""
-    return httpx.post(f"{address}{path}", json=body, timeout=10, **options)
+    return httpx.post(f"{address}{path}", json=body, **{"timeout": 10, **options})
 
 
 def events(answer: httpx.Response) -> list[dict[str, Any]]:

@@ -91,6 +91,11 @@ def test_with_neighbours_that_leave_and_fail(pair, address) -> None:
         assert post(address, CHAT, {"messages": []}).status_code == 400
         beyond = {"prompt": [10**6], "max_tokens": 4}
         assert post(address, "/v1/completions", beyond).status_code == 400
+        # One that breaks in the middle of its answer: the grammar grows too large with its text.
+        words = " | ".join(f'"{i * "x"}"' for i in range(1, 3000))
+        grammar = f"start: word+\nword: {words}"
+        broken = post(address, CHAT, {"messages": asked(TALK[0]), "guided_grammar": grammar})
+        assert broken.status_code == 500, broken.text
 
     expected = {question: alone(pair, asked(question)) for question in QUESTIONS}
     with ThreadPoolExecutor(12) as pool:

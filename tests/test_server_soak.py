@@ -17,24 +17,26 @@ from tests.serving import post
 from tests.test_server_clients import ASK, WEATHER, served
 from tests.tool_pair import write_tool_pair
 
+# Seconds without a byte that are a stall, on a busy machine, too.
+PATIENCE = 60
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 
 
 def short(address: str, rng: random.Random) -> None:
     body = {"messages": ASK, "max_tokens": 12, "temperature": rng.choice([0, 1.0])}
     tools = {"tools": [WEATHER]} if rng.random() < 0.5 else {}
-    assert post(address, CHAT, {**body, **tools}).status_code == 200
+    assert post(address, CHAT, {**body, **tools}, timeout=PATIENCE).status_code == 200
 
 
 def long(address: str, rng: random.Random) -> None:
     text = " ".join(rng.choices(["One", "two", "three"], k=rng.randint(50, 400)))
     body = {"messages": [{"role": "user", "content": text}], "max_tokens": 30}
-    assert post(address, MESSAGES, body).status_code == 200
+    assert post(address, MESSAGES, body, timeout=PATIENCE).status_code == 200
 
 
 def cancelled(address: str, rng: random.Random) -> None:
     body = {"messages": ASK, "stream": True, "max_tokens": 2000, "temperature": 3.0}
-    with httpx.stream("POST", address + CHAT, json=body, timeout=60) as answer:
+    with httpx.stream("POST", address + CHAT, json=body, timeout=PATIENCE) as answer:
         for _, _ in zip(answer.iter_lines(), range(rng.randint(0, 6)), strict=False):
             pass
 
@@ -43,7 +45,7 @@ def malformed(address: str, rng: random.Random) -> None:
     bodies: list[Any] = [b"{", b"[]", b'{"messages": 3}', b'{"messages": [], "n": 2}', b"\xff"]
     path = rng.choice([CHAT, MESSAGES, "/v1/responses", "/v1/completions"])
     content = rng.choice(bodies)
-    assert httpx.post(address + path, content=content, timeout=60).status_code == 400
+    assert httpx.post(address + path, content=content, timeout=PATIENCE).status_code == 400
 
 
 def slow(address: str, rng: random.Random) -> None:
@@ -51,7 +53,7 @@ def slow(address: str, rng: random.Random) -> None:
     host, port = address.removeprefix("http://").split(":")
     body = json.dumps({"messages": ASK, "stream": True, "max_tokens": 300}).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=60) as client:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client.sendall(head.encode() + body)
         client.recv(64)
