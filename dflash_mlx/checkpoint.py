@@ -106,8 +106,9 @@ def read_draft(
 def _offsets(d2t: mx.array, t2d: mx.array | None) -> mx.array:
     """A reduced vocabulary's map [Vd] as it is published: from an id of the draft to the target's.
 
-    t2d: bool [V], which of the target's ids there are; where it says that `d2t` holds these ids
-    themselves, they are made offsets.
+    Args:
+        t2d: bool [V], which of the target's ids there are; where it says that `d2t` holds these
+            ids themselves, they are made offsets.
     """
     if not mx.issubdtype(d2t.dtype, mx.integer) or d2t.ndim != 1:
         return d2t  # refused with the other tensors

@@ -72,7 +72,11 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _tensor(file: Path, name: str, entry: Any) -> _Tensor:
-    """A tensor of the header. Raises CheckpointError unless it makes sense."""
+    """A tensor of the header.
+
+    Raises:
+        CheckpointError: it makes no sense.
+    """
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     about = f"{file} is damaged: its tensor {name!r}"

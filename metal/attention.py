@@ -28,21 +28,26 @@ def block_attention(
 ) -> mx.array:
     """Attention of a block's L rows over the context in a cache buffer and over the block.
 
-    queries: [B, Hq, L, D]
-    context_keys, context_values: [B, Hkv, capacity, D], read in place; rows from
-        context_length on are ignored, except for a block that lies there.
-    block_keys, block_values: [B, Hkv, L, D], or both None when the block's keys and values
-        already lie in the buffers at context_length ... context_length + L.
-    context_length: how many buffer rows are context.
-    context_start: the first of them that may be seen.
-    window: row i sees buffer row j only if context_length + i - j < window.
-    visible: [L, L] bool, row i sees block key j iff visible[i, j]; None means all, and "causal"
-        those with j <= i. Every row must see at least one key of context or block.
-    sinks: [Hq], a further logit of each head's rows that has no value.
-
     Which implementation runs, `selection` decides; a gradient is always that of plain MLX.
 
-    Returns [B, Hq, L, D]. Raises ValueError for shapes that do not belong together.
+    Args:
+        queries: [B, Hq, L, D].
+        context_keys, context_values: [B, Hkv, capacity, D], read in place; rows from
+            context_length on are ignored, except for a block that lies there.
+        block_keys, block_values: [B, Hkv, L, D], or both None when the block's keys and values
+            already lie in the buffers at context_length ... context_length + L.
+        context_length: how many buffer rows are context.
+        context_start: the first of them that may be seen.
+        window: row i sees buffer row j only if context_length + i - j < window.
+        visible: [L, L] bool, row i sees block key j iff visible[i, j]; None means all, and
+            "causal" those with j <= i. Every row must see at least one key of context or block.
+        sinks: [Hq], a further logit of each head's rows that has no value.
+
+    Returns:
+        [B, Hq, L, D].
+
+    Raises:
+        ValueError: shapes do not belong together.
     """
     _check(queries, context_keys, context_values, block_keys, block_values, context_length, visible)
     options: dict[str, Any] = {

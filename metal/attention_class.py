@@ -133,7 +133,8 @@ def _tree(length: int) -> mx.array:
 def attention_class(use: str, queries: mx.array, kv_heads: int, seen: int) -> AttentionClass | None:
     """The class of a call that sees so many context rows; None if it is too small to gain.
 
-    queries: [B, Hq, L, D] of a supported size and dtype.
+    Args:
+        queries: [B, Hq, L, D] of a supported size and dtype.
     """
     _, heads, length, dim = queries.shape
     if seen < CONTEXTS[0] // 2:

@@ -24,7 +24,11 @@ USES = {
 
 
 def parse(key: str) -> ShapeClass:
-    """The class with this key. Raises ValueError for anything else."""
+    """The class with this key.
+
+    Raises:
+        ValueError: there is none.
+    """
     fields = key.split("-")
     found = attention_class.parse(fields) or rows_class.parse(fields)
     if found is None:

@@ -19,8 +19,9 @@ COMMAND = (sys.executable, "-m", "dflash_mlx.metal.proof")
 class Prover:
     """Proves shape classes, at once with `prove` or in the background with `request`.
 
-    command: what to run, with the class's key and a number of seconds appended.
-    time_limit: seconds after which the child is killed and the kernel counts as stalled.
+    Attributes:
+        command: what to run, with the class's key and a number of seconds appended.
+        time_limit: seconds after which the child is killed and the kernel counts as stalled.
     """
 
     def __init__(self, command: Sequence[str] = COMMAND, time_limit: float = TIME_LIMIT) -> None:

@@ -277,8 +277,13 @@ def plain_quantized_rows(
 ) -> mx.array:
     """x times the transpose of an affinely quantized matrix, by MLX.
 
-    x: [M, K] float. w: [N, K * bits / 32] uint32. scales, biases: [N, K / group_size], in x's
-    dtype. Returns [M, N].
+    Args:
+        x: [M, K] float.
+        w: [N, K * bits / 32] uint32.
+        scales, biases: [N, K / group_size], in x's dtype.
+
+    Returns:
+        [M, N].
     """
     return mx.quantized_matmul(
         x, w, scales, biases, transpose=True, group_size=group_size, bits=bits

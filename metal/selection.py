@@ -33,7 +33,11 @@ REASONS = {
 
 
 def mode_from_environment() -> str:
-    """The value of DFLASH_MLX_KERNELS. Raises ValueError for an unknown one."""
+    """The value of DFLASH_MLX_KERNELS.
+
+    Raises:
+        ValueError: it is unknown.
+    """
     mode = os.environ.get(VARIABLE, "auto").lower() or "auto"
     if mode not in MODES:
         raise ValueError(f"{VARIABLE} is {mode!r}; use off, auto or on.")
@@ -48,8 +52,10 @@ def gpu_ready() -> bool:
 class Selection:
     """Chooses between kernels and plain MLX, call by call.
 
-    uses: what kernels may be used for, of catalogue.USES. ready, make (mx.fast.metal_kernel), book
-    and prover can be replaced, so that something else stands in for the GPU.
+    Attributes:
+        uses: what kernels may be used for, of catalogue.USES.
+        ready, make (mx.fast.metal_kernel), book, prover: can be replaced, so that something else
+            stands in for the GPU.
     """
 
     def __init__(

@@ -23,13 +23,14 @@ OUTCOMES = ("faster", "slower", "wrong", "failed", "stalled")
 class Verdict:
     """The result of one proof.
 
-    outcome: faster or slower than plain MLX; wrong (the error is too large); failed (did not
-        compile, or raised; detail says what); stalled (no result within the time limit).
-    error: the largest absolute difference from plain MLX in float32.
-    speed: plain MLX's time as a multiple of the kernel's.
-    plain_ms, kernel_ms: the times of one call.
-    bit_equal: whether a row has the very bits of MLX's result for that row alone, where that was
-        looked at.
+    Attributes:
+        outcome: faster or slower than plain MLX; wrong (the error is too large); failed (did not
+            compile, or raised; detail says what); stalled (no result within the time limit).
+        error: the largest absolute difference from plain MLX in float32.
+        speed: plain MLX's time as a multiple of the kernel's.
+        plain_ms, kernel_ms: the times of one call.
+        bit_equal: whether a row has the very bits of MLX's result for that row alone, where that
+            was looked at.
     """
 
     outcome: str
@@ -47,7 +48,11 @@ class Verdict:
 
     @classmethod
     def read(cls, fields: object) -> "Verdict":
-        """The verdict from its JSON form. Raises ValueError if it is none."""
+        """The verdict from its JSON form.
+
+        Raises:
+            ValueError: it is none.
+        """
         if not isinstance(fields, dict) or fields.get("outcome") not in OUTCOMES:
             raise ValueError(f"not a verdict: {fields!r:.100}")
         numbers = {n: fields.get(n) for n in ("error", "speed", "plain_ms", "kernel_ms")}

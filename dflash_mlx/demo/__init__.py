@@ -11,9 +11,11 @@ _HERE = Path(__file__).resolve().parent
 class DemoPrompt:
     """A prompt for `bench`.
 
-    messages: a conversation that ends with the user; kind: what is asked, as "arithmetic";
-    group: "held-out" (names and numbers that training never used, of its syllables), "novel"
-    (real names and words) or "bad" (what the pair never learnt).
+    Attributes:
+        messages: a conversation that ends with the user.
+        kind: what is asked, as "arithmetic".
+        group: "held-out" (names and numbers that training never used, of its syllables), "novel"
+            (real names and words) or "bad" (what the pair never learnt).
     """
 
     messages: tuple[dict[str, str], ...]

@@ -136,7 +136,8 @@ class ContextProjection:
     ) -> tuple[mx.array, mx.array]:
         """Context features at positions offset … -> keys and values, both [layers, Hkv, n, D].
 
-        features: [n, H] for all layers, or one for each where they were said to be apart.
+        Args:
+            features: [n, H] for all layers, or one for each where they were said to be apart.
         """
         parts = [
             self._split(products, c, len(self.layers) // len(self.products))

@@ -64,14 +64,17 @@ def examine(
     progress: Progress = lambda text: None,
     hub_cache: Path = Path(HF_HUB_CACHE),
 ) -> dict[str, Any]:
-    """Look at everything, running the proofs that have no verdict yet, and return JSON values.
+    """Look at everything, running the proofs that have no verdict yet.
 
-    selection: the choice of kernels to report on; by default that of this process's environment.
-    classes: which shape classes to prove; by default those of the published pairs.
-    again: whether to run proofs that have a verdict, too.
-    progress: told what is about to be proved.
+    Args:
+        selection: the choice of kernels to report on; by default that of this process's
+            environment.
+        classes: which shape classes to prove; by default those of the published pairs.
+        again: whether to run proofs that have a verdict, too.
+        progress: told what is about to be proved.
 
-    The value under "problems" lists one sentence for whatever is broken.
+    Returns:
+        JSON values; the one under "problems" lists one sentence for whatever is broken.
     """
     problems: list[str] = []
     about = machine()

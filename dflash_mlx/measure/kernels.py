@@ -61,7 +61,11 @@ def side_name(side: str) -> str:
 
 
 def modes(text: str) -> list[str]:
-    """The modes of a list such as "off,auto". Raises ValueError for an unknown one."""
+    """The modes of a list such as "off,auto".
+
+    Raises:
+        ValueError: one is unknown.
+    """
     found = list(dict.fromkeys(part.strip() for part in text.lower().split(",")))
     for mode in found:
         if mode not in MODES:

@@ -40,7 +40,8 @@ class Anatomy:
 def examine(model: nn.Module) -> Anatomy:
     """Watch one lazy forward of an mlx-lm model and name its parts.
 
-    Raises UnsupportedTarget with the reason when a part cannot be found.
+    Raises:
+        UnsupportedTarget: a part cannot be found; it says why.
     """
     family = str(getattr(model, "model_type", None) or type(model).__name__)
     layers = getattr(model, "layers", None)

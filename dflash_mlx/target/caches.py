@@ -40,7 +40,11 @@ class Rule(Generic[L]):
     replays = False  # needs its mixer or the whole target to run again
 
     def mark(self, leaf: L, resettable: bool) -> Any:
-        """Remember the leaf as it is; resettable: well enough to return to exactly this."""
+        """Remember the leaf as it is.
+
+        Args:
+            resettable: whether well enough to return to exactly this.
+        """
         raise NotImplementedError
 
     def commit(self, leaf: L, mark: Any, rows: int, kept: int) -> None:

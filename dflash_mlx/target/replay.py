@@ -95,7 +95,9 @@ class MixerReplay:
         """Call the recorded mixers with the first `kept` of `rows` rows, 1 <= kept < rows.
 
         The leaves that the mixers write must be as they were before the verify.
-        Raises RuntimeError if a mixer was not called, so that its state cannot be brought back.
+
+        Raises:
+            RuntimeError: a mixer was not called, so that its state cannot be brought back.
         """
         if len(self._seen) < len(self._mixers):
             raise RuntimeError(

@@ -29,7 +29,8 @@ def can_rewind(cache: list[Leaf], n_tokens: int | None = None) -> bool:
 def rewind(cache: list[Leaf], n_tokens: int) -> None:
     """Leave exactly the first n_tokens tokens in the cache.
 
-    Raises InvalidCache, with the cache untouched, where that cannot be exact.
+    Raises:
+        InvalidCache: that cannot be exact; the cache is as it was.
     """
     found = leaves(cache)
     if not all(_holds(leaf, n_tokens) for leaf in found):
@@ -103,7 +104,8 @@ def snapshot(cache: list[Leaf]) -> Snapshot:
 def restore(cache: list[Leaf], moment: Snapshot) -> None:
     """Return the cache to a snapshot of it.
 
-    Raises InvalidCache, with the cache untouched, when the cache was quantized or cut since.
+    Raises:
+        InvalidCache: the cache was quantized or cut since; it is as it was.
     """
     found = leaves(cache)
     _check(found, moment)
@@ -120,7 +122,8 @@ def keeps_rows(cache: list[Leaf]) -> bool:
 def cut(cache: list[Leaf], n_tokens: int) -> Snapshot:
     """The moment at which a cache that keeps every row had n_tokens tokens.
 
-    Raises InvalidCache for any other cache, or where it never had so many.
+    Raises:
+        InvalidCache: it is another cache, or never had so many.
     """
     found = leaves(cache)
     if not keeps_rows(cache) or not all(_holds(leaf, n_tokens) for leaf in found):
@@ -134,7 +137,8 @@ def fork(cache: list[Leaf], moment: Snapshot) -> list[Leaf]:
     Rows are copied, not shared: a cache of which somebody else holds a handle would be copied whole
     by its next update. Nothing is evaluated yet.
 
-    Raises InvalidCache where `restore` would.
+    Raises:
+        InvalidCache: where `restore` would.
     """
     _check(leaves(cache), moment)
     marks = iter(moment.marks)

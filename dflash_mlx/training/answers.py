@@ -42,8 +42,10 @@ class Author:
     def choices(self, tokens: np.ndarray, wanted: int) -> np.ndarray:
         """Its choice after each of tokens [B, T], given those before, from column `wanted` on.
 
-        Returns [B, T]; columns before `wanted` mean nothing. Runs in pieces of columns, so that
-        nobody waits long for an interrupt.
+        Runs in pieces of columns, so that nobody waits long for an interrupt.
+
+        Returns:
+            [B, T]; columns before `wanted` mean nothing.
         """
         cache, chosen, start = self.view.make_cache(), np.zeros_like(tokens), 0
         while start < tokens.shape[1]:

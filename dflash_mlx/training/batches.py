@@ -13,7 +13,9 @@ PAD_TO = 16  # lengths of batches are multiples, so that few shapes are compiled
 class Sample:
     """One document: its tokens, and which of them the model should learn to predict.
 
-    tokens: int32 [length]; learn: bool [length].
+    Attributes:
+        tokens: int32 [length].
+        learn: bool [length].
     """
 
     tokens: np.ndarray
@@ -24,8 +26,11 @@ class Sample:
 class Batch:
     """Samples padded on the right to one length, one document a row.
 
-    tokens: int32 [B, T]; learn: bool [B, T], False on padding; lengths: int32 [B]; indices:
-    int64 [B], which of the samples they are.
+    Attributes:
+        tokens: int32 [B, T].
+        learn: bool [B, T], False on padding.
+        lengths: int32 [B].
+        indices: int64 [B], which of the samples they are.
     """
 
     tokens: np.ndarray

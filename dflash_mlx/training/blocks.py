@@ -28,9 +28,12 @@ Head = Callable[[mx.array], mx.array]
 class Blocks:
     """The blocks of a batch: A anchors in each of B sequences, block_size n.
 
-    anchors: int32 [B, A], positions from 1; first: int32 [B, A], the tokens there;
-    targets: int32 [B, A, n - 1], the true continuations; weights: float32 [B, A, n - 1], zero
-    for rows that have nothing to learn (padding, other people's tokens, spare anchors).
+    Attributes:
+        anchors: int32 [B, A], positions from 1.
+        first: int32 [B, A], the tokens there.
+        targets: int32 [B, A, n - 1], the true continuations.
+        weights: float32 [B, A, n - 1], zero for rows that have nothing to learn (padding, other
+            people's tokens, spare anchors).
     """
 
     anchors: np.ndarray
@@ -72,8 +75,13 @@ def block_states(
 ) -> mx.array:
     """The final states of all blocks.
 
-    features: [B, T, taps * H], the target's outputs at every position; embeddings: [B, A, n, H]
-    of the blocks' tokens; anchors: int [B, A]. Returns [B, A, n, H], after the final norm.
+    Args:
+        features: [B, T, taps * H], the target's outputs at every position.
+        embeddings: [B, A, n, H] of the blocks' tokens.
+        anchors: int [B, A].
+
+    Returns:
+        [B, A, n, H], after the final norm.
     """
     batch, count, rows, _ = embeddings.shape
     context = draft.hidden_norm(draft.fc(features.astype(draft.dtype)))
@@ -163,7 +171,10 @@ def proposal_states(
 ) -> mx.array:
     """The final states of the blocks' proposal rows, [B, A, n - 1, H].
 
-    features: [B, T, taps * H]; first and anchors: int [B, A]; embed: the target's.
+    Args:
+        features: [B, T, taps * H].
+        first, anchors: int [B, A].
+        embed: the target's.
     """
     masks = mx.full((*first.shape, draft.block_size - 1), draft.config.mask_token_id, first.dtype)
     tokens = mx.concatenate([first[..., None], masks], axis=-1)
@@ -173,7 +184,11 @@ def proposal_states(
 
 
 def state_logits(draft: DFlashDraft, states: mx.array, head: Head) -> mx.array:
-    """Logits [N, V] of final states [N, H]; head: the target's, on [1, N, H]."""
+    """Logits [N, V] of final states [N, H].
+
+    Args:
+        head: the target's, on [1, N, H].
+    """
     logits = head(states[None])[0]
     cap = draft.config.final_logit_softcapping
     return logits if cap is None else mx.tanh(logits / cap) * cap
@@ -230,8 +245,12 @@ def adaptive_weights(losses: mx.array, used: mx.array) -> mx.array:
     are accepted up to m with the product of the first m chances. Row j weighs the sum of these
     products from m = j on: early rows at first, and later ones once the early ones are learnt.
 
-    losses: cross-entropy [..., n - 1]; used: bool, which rows have something to learn. Returns
-    [..., n - 1], without a gradient.
+    Args:
+        losses: cross-entropy [..., n - 1].
+        used: bool [..., n - 1], which rows have something to learn.
+
+    Returns:
+        [..., n - 1], without a gradient.
     """
     chances = (SMOOTHING + (1 - SMOOTHING) * mx.exp(-losses)) * used
     return mx.stop_gradient(mx.cumsum(mx.cumprod(chances, axis=-1), axis=-1, reverse=True))

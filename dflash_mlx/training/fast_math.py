@@ -48,8 +48,13 @@ def silu(x: mx.array) -> mx.array:
 def attention(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
     """Softmax attention, scaled by 1 / sqrt(D).
 
-    queries: [B, H, L, D]; keys and values: [B, K, S, D] with K a divisor of H; mask: additive,
-    broadcast to [B, 1, L, S]. Returns [B, H, L, D].
+    Args:
+        queries: [B, H, L, D].
+        keys, values: [B, K, S, D] with K a divisor of H.
+        mask: additive, broadcast to [B, 1, L, S].
+
+    Returns:
+        [B, H, L, D].
     """
     batch, heads, rows, width = queries.shape
     kv_heads = keys.shape[1]
@@ -62,7 +67,7 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.arra
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
-    """Negative log-likelihood of each target. logits: [N, V]; targets: [N]. Returns [N]."""
+    """Logits [N, V] and targets [N] -> each target's negative log-likelihood [N]."""
     logits = logits.astype(mx.float32)
     peak = mx.stop_gradient(logits.max(axis=-1, keepdims=True))
     total = exp(logits - peak).sum(axis=-1)

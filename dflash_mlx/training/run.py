@@ -205,7 +205,9 @@ class Training:
     ) -> Evaluation:
         """The draft as it is now, on the held-out sequences, or on as many as the time allows.
 
-        trained: seconds since the last evaluation; check: called between prompts.
+        Args:
+            trained: seconds since the last evaluation.
+            check: called between prompts.
         """
         allowed = max(MEASURING_SECONDS, MEASURING_SHARE * trained)
         began = time.monotonic()

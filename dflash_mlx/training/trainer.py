@@ -33,9 +33,12 @@ WEIGHT_DECAY = 0.01  # AdamW's; small against the signal of a few thousand steps
 class FrozenTarget:
     """What training takes from a target; nothing of it changes.
 
-    features: tokens [B, T] -> tapped outputs [B, T, taps * H]; embed: tokens [B, L] -> [B, L, H];
-    head: [B, L, H] -> logits [B, L, V]; head_rows: ids [n] -> the head's weights [n, H], or None
-    where it does more than multiply by them.
+    Attributes:
+        features: tokens [B, T] -> tapped outputs [B, T, taps * H].
+        embed: tokens [B, L] -> [B, L, H].
+        head: [B, L, H] -> logits [B, L, V].
+        head_rows: ids [n] -> the head's weights [n, H], or None where it does more than multiply
+            by them.
     """
 
     features: Callable[[mx.array], mx.array]
@@ -58,9 +61,11 @@ class FrozenTarget:
 class StepReport:
     """One step's figures.
 
-    right and seen: [block_size - 1], how many rows of each place were right, of how many;
-    run: mean length of the blocks' right beginnings, the bonus token included. It is what greedy
-    acceptance would be if every block began where training puts it, and is above the decode loop's.
+    Attributes:
+        right, seen: [block_size - 1], how many rows of each place were right, of how many.
+        run: mean length of the blocks' right beginnings, the bonus token included. It is what
+            greedy acceptance would be if every block began where training puts it, and is above
+            the decode loop's.
     """
 
     step: int
@@ -116,8 +121,9 @@ class Trainer:
     def step(self, check: Callable[[], None] = lambda: None) -> StepReport:
         """Train on the next batch.
 
-        check: called between parts of it; where it raises, the state is that before the step, but
-        the batch is gone.
+        Args:
+            check: called between parts of it; where it raises, the state is that before the step,
+                but the batch is gone.
         """
         began = time.perf_counter()
         number, plan = self.step_count, self.plan
@@ -138,8 +144,9 @@ class Trainer:
     ) -> list[float]:
         """The share of blocks whose most likely token is right, for each place of a block.
 
-        samples: others than those trained on; their blocks are the same at every call. enough:
-        asked after every part of a batch whether to leave it at that.
+        Args:
+            samples: others than those trained on; their blocks are the same at every call.
+            enough: asked after every part of a batch whether to leave it at that.
         """
         right = seen = np.zeros(self.draft.block_size - 1)
         for batch in batches(samples, self._tokens_per_batch, random.Random(0)):
@@ -292,8 +299,10 @@ def _multiply(rows: mx.array, states: mx.array) -> mx.array:
 def new_draft(config: Mapping[str, Any], final_norm: mx.array | None, seed: int) -> DFlashDraft:
     """An untrained draft.
 
-    config: as published; final_norm: [H], the target's final norm, where training starts far
-    lower than from ones, because the target's head expects states of that size.
+    Args:
+        config: as published.
+        final_norm: [H], the target's final norm, where training starts far lower than from ones,
+            because the target's head expects states of that size.
     """
     mx.random.seed(seed)
     draft = DFlashDraft(draft_config(config))

@@ -22,7 +22,9 @@ DRAWN = 1024  # that stand for the rest: their sum then errs by a few per cent
 class Part:
     """The tokens of one step's loss.
 
-    ids: int32 [n], ascending; raised: float32 [n], what is added to their logits.
+    Attributes:
+        ids: int32 [n], ascending.
+        raised: float32 [n], what is added to their logits.
     """
 
     ids: np.ndarray
@@ -37,7 +39,12 @@ class LossVocabulary:
     """Chooses the tokens of each step's loss."""
 
     def __init__(self, samples: Sequence[Sample], size: int):
-        """samples: those to learn from; size: tokens of the whole vocabulary."""
+        """Count the tokens of samples.
+
+        Args:
+            samples: those to learn from.
+            size: tokens of the whole vocabulary.
+        """
         self.size = size
         counts = np.zeros(size, dtype=np.int64)
         for sample in samples:

@@ -141,9 +141,11 @@ def train_target(
 ) -> qwen3.Model:
     """Train the target from nothing; `directory` keeps its state, and a second call goes on there.
 
-    scored: held-out examples of each kind that are scored now and then.
+    Args:
+        scored: held-out examples of each kind that are scored now and then.
 
-    Returns the trained model.
+    Returns:
+        The trained model.
     """
     mx.random.seed(1)
     model = qwen3.Model(qwen3.ModelArgs.from_dict(CONFIG))

@@ -26,7 +26,8 @@ Message = dict[str, str]
 class Example:
     """A conversation whose last message is the right answer to what comes before it.
 
-    slots: the names, words and numbers (as text, lower case) that were drawn for it.
+    Attributes:
+        slots: the names, words and numbers (as text, lower case) that were drawn for it.
     """
 
     kind: str

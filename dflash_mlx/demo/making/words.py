@@ -44,8 +44,9 @@ def training_may_use(value: str) -> bool:
 class Words:
     """Draws the open slots of one example and remembers them in `slots`.
 
-    split: "train", "held-out" (same syllables, values that training never uses) or
-        "novel" (real names and words, held-out numbers).
+    Attributes:
+        split: "train", "held-out" (same syllables, values that training never uses) or
+            "novel" (real names and words, held-out numbers).
     """
 
     def __init__(self, rng: random.Random, split: str = "train") -> None:
