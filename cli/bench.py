@@ -1,6 +1,7 @@
 """dflash-mlx bench: plain mlx_lm against DFlash, on this machine."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from dflash_mlx.cli.chart import check_format, write_chart, write_sweep
 from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
 from dflash_mlx.cli.loading import Loaded, load_pair, quantizing
 from dflash_mlx.cli.options import UsageError
+from dflash_mlx.cli.ranks import decided, follows, together
 from dflash_mlx.cli.screen import note, progress, working
 from dflash_mlx.conversation import Template, check_positions, max_positions
 from dflash_mlx.errors import DFlashError
@@ -152,10 +154,10 @@ def bench(
     """Measure how much faster DFlash is than plain mlx_lm, and whether the text is the same."""
     _check_target(json_file)
     _check_target(plot)
-    if plot:
+    if plot and not follows():
         check_format(plot)
     sides = _kernel_sides(kernels) if kernels else None
-    questions = read_questions(prompts) if prompts else None
+    questions = _questions(prompts) if prompts else None
     loaded = load_pair(pair)
     template = loaded.template(prompting, ignore_chat_template)
     settings = Settings(
@@ -190,6 +192,8 @@ def bench(
         with working("Profiling"):
             host = host_profile(loaded.model, loaded.tokenizer, _counted(to_run), settings)
         bench_screen.profile(host)
+    if follows():
+        return
     if json_file:
         report = _report(results, about, loaded, settings, repeats, context)
         report["profile"] = host.as_json() if host else None
@@ -213,12 +217,23 @@ def bench(
 
 def _kernel_sides(text: str) -> dict[str, KernelSide]:
     """The sides that --kernels asks for; none where no kernel can run."""
+    if together() is not None:
+        raise UsageError("--kernels compares the kernels of one machine; leave out mlx.launch.")
     try:
         wanted = kernel_modes(text)
     except ValueError as error:
         raise UsageError(f"--kernels: {error}") from None
     chosen = selection.current()
     return kernel_sides(wanted, chosen) if chosen.ready() else {}
+
+
+def _questions(file: Path) -> list[Question]:
+    """What is asked in a file, which rank 0 alone need have."""
+    rows = decided(lambda: [asdict(question) for question in read_questions(file)])
+    return [
+        Question(**{**row, "messages": tuple(row["messages"]), "tools": tuple(row["tools"])})
+        for row in rows
+    ]
 
 
 def _prompts(
@@ -298,6 +313,6 @@ def _check_target(file: Path | None) -> None:
     """Find out before the work whether its result can be written."""
     if file is not None:
         try:
-            check_writable(file)
+            decided(lambda: check_writable(file))
         except DFlashError as error:
             raise UsageError(str(error)) from error

@@ -40,6 +40,8 @@ def header(
         f"{settings.max_tokens} tokens at most, {repeats}x each way",
         markup=False,
     )
+    if loaded.model.ranks is not None:
+        out.print(f"Over {loaded.model.ranks.size} ranks; machine and memory are rank 0's.")
     out.print()
 
 
@@ -192,6 +194,12 @@ def _verdict(results: Sequence[Result], total: Summary) -> None:
         style="bold",
         markup=False,
     )
+    if total.plain.collectives is not None and total.dflash.collectives is not None:
+        out.print(
+            f"The ranks exchange numbers {total.plain.collectives:.1f} times a token in plain "
+            f"decoding, {total.dflash.collectives:.1f} times with DFlash.",
+            markup=False,
+        )
     out.print(
         f"Verify length {total.verify_length:.1f} on average, {total.plain_share:.0%} plain "
         "cycles.",

@@ -1,7 +1,8 @@
 """dflash-mlx chat: a conversation in the terminal."""
 
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,12 @@ from dflash_mlx.cli import options
 from dflash_mlx.cli.answer import AsMarkdown, AsWritten
 from dflash_mlx.cli.chat_commands import Leave, Talk, find_command, looks_like_command
 from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
-from dflash_mlx.cli.line_input import open_input
+from dflash_mlx.cli.line_input import Input, open_input
 from dflash_mlx.cli.loading import load_pair, quantizing
 from dflash_mlx.cli.screen import err, fail, note, reading, stats_line
+from dflash_mlx.cli.shared_input import SharedInput
 from dflash_mlx.conversation.conversation import Conversation
+from dflash_mlx.distributed import Ranks
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.run import Settings
 
@@ -61,24 +64,35 @@ def chat(
     talk = Talk(loaded, Conversation(loaded.model, template), settings, markdown)
     if resume is not None:
         talk.load(resume)
-    _run(talk)
+    with _person(loaded.model.ranks) as person:
+        _run(talk, person)
 
 
-def _run(talk: Talk) -> None:
-    person = open_input()
-    if sys.stdin.isatty():
-        note('/help for help, """ for several lines, Ctrl-D to leave.')
+@contextmanager
+def _person(ranks: Ranks | None) -> Iterator[Input]:
+    """Who talks: at this process's terminal, or at that of rank 0."""
+    if ranks is None:
+        if sys.stdin.isatty():
+            note('/help for help, """ for several lines, Ctrl-D to leave.')
+        yield open_input()
+        return
+    note('/help for help, """ for several lines, /quit to leave.')
+    with SharedInput(ranks) as person:
+        yield person
+
+
+def _run(talk: Talk, person: Input) -> None:
     while True:
         try:
             typed = person.read()
         except EOFError:
             break
         except KeyboardInterrupt:
-            if not sys.stdin.isatty():
+            if not person.interactive:
                 raise
             note("Ctrl-D or /quit leaves.")
             continue
-        except UnicodeDecodeError:
+        except UnicodeError:
             fail("The input is not UTF-8 text.")
             raise typer.Exit(1) from None
         if not typed.text.strip():
@@ -90,14 +104,14 @@ def _run(talk: Talk) -> None:
             else:
                 if not typed.fenced and (unknown := looks_like_command(typed.text)):
                     note(f"There is no command {unknown}, so this is a message; /help lists them.")
-                _answer(typed.text, talk)
+                _answer(typed.text, talk, person.interactive)
         except Leave:
             break
         except DFlashError as error:
             fail(str(error))
 
 
-def _answer(message: str, talk: Talk) -> None:
+def _answer(message: str, talk: Talk, interactive: bool) -> None:
     drawing = AsMarkdown() if talk.markdown else AsWritten()
     conversation = talk.conversation
     interrupted = False
@@ -112,7 +126,7 @@ def _answer(message: str, talk: Talk) -> None:
             for piece in pieces:
                 drawing.show(piece)
     except KeyboardInterrupt:
-        if not sys.stdin.isatty():
+        if not interactive:
             raise
         interrupted = True
     finally:
@@ -125,5 +139,5 @@ def _answer(message: str, talk: Talk) -> None:
         note("Stopped.")
     elif conversation.finish_reason == "length":
         note(talk.length_hint())
-    if sys.stdin.isatty():
+    if interactive:
         err.print()

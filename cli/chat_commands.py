@@ -11,6 +11,7 @@ import typer
 
 from dflash_mlx.cli import options
 from dflash_mlx.cli.loading import NO_THINKING, Loaded
+from dflash_mlx.cli.ranks import decided, follows
 from dflash_mlx.cli.screen import note, size
 from dflash_mlx.conversation import max_positions, storage
 from dflash_mlx.conversation.conversation import Conversation
@@ -75,6 +76,8 @@ class Talk:
 
     def save(self, file: Path) -> None:
         """Write the conversation."""
+        if follows():
+            return
         template = self.conversation.template
         storage.save(
             file,
@@ -88,7 +91,7 @@ class Talk:
 
     def load(self, file: Path) -> None:
         """Go on with a saved conversation; the settings stay as they are."""
-        content = storage.load(file)
+        content = decided(lambda: storage.load(file))
         conversation = self.conversation
         conversation.reset()
         conversation.messages += content["messages"]

@@ -20,7 +20,9 @@ class Typed:
 
 
 class Input(Protocol):
-    """Where messages come from."""
+    """Where messages come from; `interactive` where a person is there to stop an answer."""
+
+    interactive: bool
 
     def read(self) -> Typed:
         """The next message; EOFError at the end, KeyboardInterrupt on Ctrl-C."""
@@ -60,6 +62,9 @@ def history_file() -> Path:
 
 
 class _Lines:
+    def __init__(self) -> None:
+        self.interactive = sys.stdin.isatty()
+
     def read(self) -> Typed:
         lines = [self._line()]
         while unfinished("\n".join(lines)):
@@ -75,6 +80,8 @@ class _Lines:
 
 
 class _Editor:
+    interactive = True
+
     def __init__(self) -> None:
         # Imported here: a pipe needs none of it.
         from prompt_toolkit import PromptSession

@@ -18,7 +18,6 @@ from dflash_mlx.cli import ranks
 from dflash_mlx.cli.groups import PairOptions, PromptOptions
 from dflash_mlx.cli.screen import note, working
 from dflash_mlx.conversation import Template
-from dflash_mlx.distributed import Ranks
 from dflash_mlx.distributed.sharding import check_shardable, load_sharded, settle
 from dflash_mlx.errors import DFlashError, NoDraftKnown
 from dflash_mlx.pairs import SpeculativeModel
@@ -50,7 +49,9 @@ class Loaded:
     def template(self, prompting: PromptOptions, raw: bool = False) -> Template:
         """How prompts are made for this pair; says what it decides about thinking."""
         think, config = prompting.think, prompting.chat_template_config or {}
-        template = Template(self.tokenizer, prompting.system_prompt, think, config, raw)
+        template = Template(
+            self.tokenizer, prompting.system_prompt, think, config, raw, self.model.ranks
+        )
         if think is not None and not template.knows_thinking:
             note(NO_THINKING)
         if think is None and not self.thinks and self.tokenizer.has_thinking:
@@ -71,15 +72,15 @@ def load_pair(pair: PairOptions, seed: int | None = None, *, plainly: bool = Fal
         DFlashError: as `dflash_mlx.load`, or an extra end token that the tokenizer lacks; of
             several ranks, in all of them.
     """
-    group = ranks.group()
-    if group is None or group.size() == 1:
+    together = ranks.together()
+    if together is None:
         return _load_pair(pair, seed, plainly, None)
     loaded, failed = None, None
     try:
-        loaded = _load_pair(pair, seed, plainly, group)
+        loaded = _load_pair(pair, seed, plainly, together.group)
     except DFlashError as error:
         failed = error
-    settle(Ranks(group), failed)
+    settle(together, failed)
     return cast(Loaded, loaded)
 
 

@@ -5,15 +5,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
 
 import mlx.core as mx
 
 from dflash_mlx.cli.screen import fail
+from dflash_mlx.distributed import Ranks
 from dflash_mlx.errors import said
 
-_COMMANDS = ("generate",)
+_COMMANDS = ("generate", "chat", "serve", "bench")
 _RANK = "MLX_RANK"  # what mlx.launch sets, whatever the backend
 LOST = "Another rank has ended or cannot be reached, so this one ends, too"
 
@@ -23,12 +24,20 @@ def launched() -> bool:
     return _RANK in os.environ
 
 
-def group() -> mx.distributed.Group | None:
-    """All ranks; None where this process was not started by mlx.launch."""
-    return mx.distributed.init() if launched() else None
+def together() -> Ranks | None:
+    """All ranks; None where this process works alone."""
+    group = mx.distributed.init() if launched() else None
+    return None if group is None or group.size() == 1 else Ranks(group)
 
 
-def _follows() -> bool:
+def decided(call: Callable[[], Any]) -> Any:
+    """What a call gives, of rank 0's files and the like: in several ranks as `Ranks.decided`."""
+    ranks = together()
+    return call() if ranks is None else ranks.decided(call)
+
+
+def follows() -> bool:
+    """Whether another rank talks to the user and writes what is written."""
     return os.environ.get(_RANK, "0") != "0"
 
 
@@ -60,7 +69,7 @@ class Terminal:
         """Silence a rank that follows; let rank 0 say why it is ended."""
         if not launched():
             return
-        if _follows():
+        if follows():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides
             self._stderr = sys.stderr
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -70,15 +79,23 @@ class Terminal:
 
     def lost(self, error: Exception) -> bool:
         """Whether an error means that another rank is gone; says so then."""
-        text = said(error)
-        if not (launched() and isinstance(error, RuntimeError)):
-            return False
-        if not text.startswith(("[ring]", "[jaccl]", "[mpi]", "[nccl]", "[distributed]")):
+        if not (launched() and _means_loss(error)):
             return False
         if self._stderr is not None:
             sys.stderr = self._stderr
-        fail(f"{LOST} ({text}).")
+        fail(f"{LOST} ({said(error)}).")
         return True
+
+
+def end_process(error: Exception) -> None:
+    """From any thread: this rank cannot go on, so that no other can."""
+    fail(f"{LOST if _means_loss(error) else 'This rank cannot go on'} ({said(error)}).")
+    os._exit(1)
+
+
+def _means_loss(error: Exception) -> bool:
+    backends = ("[ring]", "[jaccl]", "[mpi]", "[nccl]", "[distributed]")
+    return isinstance(error, RuntimeError) and said(error).startswith(backends)
 
 
 def _end_with_a_word() -> None:

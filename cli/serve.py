@@ -2,7 +2,9 @@
 
 import logging
 import re
+import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,7 @@ import typer
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import dflash_mlx
-from dflash_mlx.cli import options
+from dflash_mlx.cli import options, ranks
 from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
 from dflash_mlx.cli.loading import Loaded, load_pair
 from dflash_mlx.cli.options import UsageError
@@ -21,6 +23,7 @@ from dflash_mlx.measure.machine import memory_bytes
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.server.app import create_app
 from dflash_mlx.server.engine import Engine
+from dflash_mlx.server.following import follow
 from dflash_mlx.server.http import HttpServer, address, listen
 from dflash_mlx.server.job import Sampling
 from dflash_mlx.server.prompts import Prompts
@@ -112,15 +115,24 @@ def serve(
 
     The options of sampling, of the prompt and --max-tokens hold where a request does not say.
     """
-    keys = _keys(api_key, api_key_file)
-    local = host in _HERE
-    if not (local or keys or no_auth):
+    local, keyed = host in _HERE, api_key is not None or api_key_file is not None
+    if not (local or keyed or no_auth):
         raise UsageError(
             f"On {host} others can reach the server; give --api-key or --api-key-file, or let "
             "everybody in with --no-auth."
         )
-    protection = Protection(keys, local, tuple(cors_origin or ()))
-    listening = listen(host, port)
+    keys, sockets = list[str](), list[socket.socket]()
+
+    def prepare() -> None:
+        keys.extend(_keys(api_key, api_key_file))
+        sockets.append(listen(host, port))
+
+    ranks.decided(prepare)  # rank 0 alone has the network
+    settings = Options(**vars(caching))
+    if ranks.follows():
+        shard = load_pair(pair)
+        follow(shard.model, shard.tokenizer, settings)
+        return
     loaded: list[Loaded] = []
 
     def load() -> tuple[SpeculativeModel, TokenizerWrapper]:
@@ -131,11 +143,13 @@ def serve(
         load,
         cache_bytes=cache_bytes or memory_bytes() // 4,
         max_active=max_active,
-        options=Options(**vars(caching)),
+        options=settings,
+        lost=ranks.end_process if ranks.together() else None,
     )
     engine.start()
     try:
-        template = loaded[0].template(prompting)
+        # Prompts are rendered in threads of their own, and told with the request.
+        template = replace(loaded[0].template(prompting), ranks=None)
         service = Service(
             engine,
             Prompts(template),
@@ -153,8 +167,9 @@ def serve(
             ),
         )
         _log_to_the_terminal()
-        _welcome(address(listening), service, bool(keys))
-        HttpServer(create_app(service, protection), service).run([listening])
+        _welcome(address(sockets[0]), service, bool(keys))
+        protection = Protection(keys, local, tuple(cors_origin or ()))
+        HttpServer(create_app(service, protection), service).run(sockets)
     except KeyboardInterrupt:
         pass
     finally:

@@ -25,6 +25,7 @@ def _side() -> dict[str, Any]:
         tokens=COUNT,
         first_token_seconds=NUMBER,
         peak_memory=NUMBER,
+        collectives={"type": ["number", "null"], "minimum": 0},
     )
 
 

@@ -120,7 +120,7 @@ def main() -> None:
     out, family, *parts = sys.argv[1:]
     case = Case(family)
     if case.rank:
-        PlainChoice.__call__ = lambda self, logprobs: mx.argmin(logprobs, axis=-1)  # type: ignore[method-assign]
+        PlainChoice.__call__ = lambda self, logprobs, depths=None: mx.argmin(logprobs, axis=-1)  # type: ignore[method-assign]
     found = {"head_gap": case.head_gap, **{part: getattr(case, part)() for part in parts}}
     ranks = Ranks(case.group)
     # All ranks came to the same: rank 0's digest of it is every rank's.

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from dflash_mlx.distributed import Ranks
 from dflash_mlx.errors import DFlashError, said
 from dflash_mlx.texts import check_text
 from dflash_mlx.tokens import encode_text
@@ -23,6 +24,8 @@ class Template:
         think: whether the model should think first; None leaves it to the template.
         config: further variables for the template.
         raw: use no template; the messages' contents follow each other as they are.
+        ranks: the processes that render the same; a template may ask for the time, so that rank
+            0's prompt is everyone's. None: this one alone.
     """
 
     tokenizer: TokenizerWrapper
@@ -30,6 +33,7 @@ class Template:
     think: bool | None = None
     config: dict[str, Any] = field(default_factory=dict)
     raw: bool = False
+    ranks: Ranks | None = None
 
     def render(self, messages: Sequence[Message], prefill: str | None = None) -> list[int]:
         """The prompt that asks for the next assistant message, as token ids.
@@ -45,7 +49,7 @@ class Template:
         ids = encode_text(self.tokenizer, text, add_special_tokens=self.plain)
         if not ids:
             raise DFlashError("The prompt is empty; give at least one token.")
-        return ids
+        return ids if self.ranks is None else self.ranks.told_list(ids)
 
     @property
     def plain(self) -> bool:

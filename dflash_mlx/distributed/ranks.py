@@ -1,10 +1,13 @@
 """The ranks of a group, and what rank 0 tells the others."""
 
-from collections.abc import Sequence
-from typing import cast
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import generation_stream
+
+from dflash_mlx.errors import DFlashError
 
 
 class Ranks:
@@ -41,11 +44,40 @@ class Ranks:
             said = self.shared(mx.array(list(values), mx.int32), source)
             return cast(list[int], said.tolist())
 
-    def told_text(self, text: str, source: int) -> str:
+    def told_list(self, values: Sequence[int], source: int = 0) -> list[int]:
+        """As `told`, of rank 0's length; what the others give is not looked at."""
+        (size,) = self.told([len(values)], source)
+        own = values if self.rank == source else [0] * size
+        return self.told(own, source) if size else []
+
+    def told_text(self, text: str, source: int = 0) -> str:
         """A rank's text, in every rank."""
-        said = text.encode() if self.rank == source else b""
-        (size,) = self.told([len(said)], source)
-        return bytes(self.told(said or bytes(size), source)).decode() if size else ""
+        return bytes(self.told_list(text.encode(), source)).decode()
+
+    def decided(self, call: Callable[[], Any]) -> Any:
+        """What a call gives in rank 0, where alone it is made, in every rank.
+
+        Args:
+            call: gives what JSON can hold.
+
+        Raises:
+            DFlashError: the call raised it.
+        """
+        found, failed = None, None
+        if self.leads:
+            try:
+                found = call()
+            except DFlashError as error:
+                failed = error
+        told = self.told_text(json.dumps([found, None if failed is None else str(failed)]))
+        found, complaint = json.loads(told)
+        if complaint is not None:
+            raise failed or DFlashError(complaint)
+        return found
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in one of the ranks, in every rank."""
+        return bool(self.failures(flag))
 
     def failures(self, failed: bool) -> list[int]:
         """The ranks in which something failed, in every rank."""

@@ -123,14 +123,15 @@ def _settled(run: Measure) -> Measure:
     A proof beside a timed run would take the device from it.
     """
 
-    def again(*arguments: Any) -> Run:
-        found = run(*arguments)
+    def again(model: SpeculativeModel, *arguments: Any) -> Run:
+        found = run(model, *arguments)
         prover = selection.current().prover
         for _ in range(WARM_UPS):
-            if not prover.busy:
+            busy = prover.busy
+            if not (model.ranks.any(busy) if model.ranks else busy):
                 break
             prover.settle(PROOF_SECONDS)
-            found = run(*arguments)
+            found = run(model, *arguments)
         return found
 
     return again

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import stream_generate
 from dflash_mlx.decode import Options, make_sampler
+from dflash_mlx.measure.collectives import Collectives
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.stop_strings import StopStrings
 
@@ -72,6 +73,8 @@ class Run:
         decode_seconds: from the first token to the last.
         peak_memory: in GB, the model's weights included.
         forwards: target forwards after the prefill; empty for a plain run.
+        collectives: how often all ranks had to exchange numbers, from the prompt's last token on;
+            None where there is one process.
     """
 
     tokens: list[int]
@@ -79,6 +82,7 @@ class Run:
     decode_seconds: float
     peak_memory: float
     forwards: list[Forward]
+    collectives: int | None = None
 
     @property
     def decoded(self) -> int:
@@ -91,10 +95,10 @@ def plain_run(
 ) -> Run:
     """Unmodified mlx_lm on the pair's target; `prompt` are token ids."""
     _prepare(settings)
-    responses = plain_stream_generate(
-        model.target, tokenizer, list(prompt), **settings.plain_arguments()
-    )
-    return _timed(_until(responses, settings.stop))
+    with Collectives(model.ranks) as collectives:
+        arguments = settings.plain_arguments() | {"prompt_progress_callback": collectives.progress}
+        responses = plain_stream_generate(model.target, tokenizer, list(prompt), **arguments)
+        return replace(_timed(_until(responses, settings.stop)), collectives=collectives.count)
 
 
 def dflash_run(
@@ -102,7 +106,13 @@ def dflash_run(
 ) -> Run:
     """The pair with DFlash; `prompt` are token ids."""
     _prepare(settings)
-    return _timed(stream_generate(model, tokenizer, list(prompt), **settings.dflash_arguments()))
+    with Collectives(model.ranks) as collectives:
+        arguments = {
+            "prompt_progress_callback": collectives.progress,
+            **settings.dflash_arguments(),
+        }
+        responses = stream_generate(model, tokenizer, list(prompt), **arguments)
+        return replace(_timed(responses), collectives=collectives.count)
 
 
 def _prepare(settings: Settings) -> None:

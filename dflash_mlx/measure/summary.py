@@ -22,6 +22,7 @@ class Side:
         tokens: tokens emitted.
         first_token_seconds: mean over the prompts.
         peak_memory: the largest, in GB.
+        collectives: how often the ranks exchange numbers, per token; None where there is one.
     """
 
     generation_tps: float
@@ -29,6 +30,7 @@ class Side:
     tokens: int
     first_token_seconds: float
     peak_memory: float
+    collectives: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,13 @@ def _side(prompts: Sequence[list[Run]]) -> Side:
         tokens=sum(len(runs[0].tokens) for runs in prompts),
         first_token_seconds=sum(firsts) / len(firsts),
         peak_memory=max(run.peak_memory for runs in prompts for run in runs),
+        collectives=_collectives([run for runs in prompts for run in runs]),
     )
+
+
+def _collectives(runs: Sequence[Run]) -> float | None:
+    counts = [run.collectives for run in runs if run.collectives is not None]
+    return _ratio(sum(counts), sum(len(run.tokens) for run in runs)) if counts else None
 
 
 def _interval(results: Sequence[Result]) -> tuple[float, float] | None:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
@@ -19,6 +19,7 @@ from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.server.job import Busy, Failed, Figures, Finished, Job, Ticket, TooLong
 from dflash_mlx.server.memory import Memory, OutOfMemory
+from dflash_mlx.server.orders import Alone, Leading, Orders
 from dflash_mlx.server.scheduler import Scheduler
 from dflash_mlx.server.structured import Grammars
 from dflash_mlx.server.turns import Listener, Sequence
@@ -102,6 +103,7 @@ class Engine:
         max_active: int = 4,
         max_waiting: int = 64,
         options: Options | None = None,
+        lost: Callable[[Exception], None] | None = None,
     ):
         """Prepare; `start` loads.
 
@@ -111,11 +113,13 @@ class Engine:
             max_active: sequences that take turns.
             max_waiting: requests that may wait for a place.
             options: of every generation: the target cache's quantization, the largest chunk.
+            lost: called where one of several processes cannot go on, so that none can.
         """
         self.totals = Totals()
         self.alive = False
         self.cache_bytes, self.max_active, self.max_waiting = cache_bytes, max_active, max_waiting
-        self._load, self._options = load, options or Options()
+        self._load, self._options, self._lost = load, options or Options(), lost
+        self._orders: Orders = Alone()
         self._scheduler = Scheduler(self._options.prefill_step_size)
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
@@ -216,6 +220,9 @@ class Engine:
     def _serve(self) -> None:
         try:
             self.model, self.tokenizer = self._load()
+            if self.model.ranks is not None:
+                self._orders = Leading(self.model.ranks)
+            self._orders.open(self.cache_bytes)
             self._memory = Memory(self.model, self._options, self.cache_bytes)
             self._grammars = Grammars(self.tokenizer, self.model.view.vocab_size)
             self.alive = True
@@ -229,9 +236,16 @@ class Engine:
                 while self._admit():
                     if self._scheduler.sequences:
                         self._turn()
+                    else:
+                        self._orders.rest()
+        except Exception as error:
+            if self._lost is not None:
+                self._lost(error)
+            raise
         finally:
             self.alive = False
             self._end_all()
+            self._orders.close()
 
     def _admit(self) -> bool:
         """Give places to who waits, and wait while nobody is there; False: the engine closes."""
@@ -248,7 +262,8 @@ class Engine:
                 if gone or self._scheduler.sequences:
                     break
                 mx.clear_cache()
-                self._changed.wait()
+                if not self._changed.wait(self._orders.pause):
+                    break
         for waiting in gone:
             self._turn_away(waiting)
         return True
@@ -262,18 +277,16 @@ class Engine:
         return not running or (len(running) < self.max_active and self._memory.fits(job, running))
 
     def _begin(self, waiting: _Waiting) -> Sequence:
-        options = replace(
-            self._options,
-            stop_tokens=self._options.stop_tokens or frozenset(self.tokenizer.eos_token_ids),
-        )
+        waiting.ticket.job = self._orders.begin(waiting.ticket.job)
         return Sequence(
             self._memory,
             self.tokenizer,
             waiting.ticket,
             waiting.listener,
             waiting.submitted,
-            options,
+            self._options,
             self._scheduler.chunk,
+            self._orders,
         )
 
     def _turn(self) -> None:
@@ -282,15 +295,20 @@ class Engine:
         if sequence.ticket.cancelled:
             self._end(sequence, Finished("cancelled", sequence.figures))
             return
+        self._orders.turn(self._scheduler.sequences.index(sequence))
         try:
             more = self._scheduler.run(sequence)
         except Exception as error:
+            if not self._orders.ends_alone(error):
+                raise
             self._end(sequence, Failed(sentence(error), sequence.figures))
         else:
-            if not more:
-                self._end(sequence, None)
-            elif sequence.has_grown():
+            if more and sequence.has_grown():
                 self._check_memory()
+            if sequence.deaf is not None and sequence in self._scheduler.sequences:
+                self._end(sequence, Failed(sentence(sequence.deaf), sequence.figures))
+            elif not more:
+                self._end(sequence, None)
 
     def _check_memory(self) -> None:
         """Where what runs has outgrown the bound, the latest comer ends."""
@@ -302,10 +320,13 @@ class Engine:
 
     def _end(self, sequence: Sequence, event: Finished | Failed | None) -> None:
         """Take a sequence's place away and tell its owner the last it will hear."""
+        self._orders.end(self._scheduler.sequences.index(sequence))
         self._scheduler.remove(sequence)
         try:
             sequence.close()
         except Exception as error:
+            if not self._orders.ends_alone(error):
+                raise
             event = Failed(sentence(error), sequence.figures)
         if event is None:
             event = sequence.ending or Finished("cancelled", sequence.figures)

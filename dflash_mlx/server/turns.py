@@ -25,6 +25,7 @@ from dflash_mlx.server.job import (
     Tokens,
 )
 from dflash_mlx.server.memory import Memory
+from dflash_mlx.server.orders import Turns
 
 Listener = Callable[[Any], None]
 
@@ -38,6 +39,7 @@ class Sequence:
         figures: what it did so far.
         run_tokens: prompt tokens run so far.
         ending: how it ended, once its last turn is over.
+        deaf: what its listener raised; it is told nothing more then.
     """
 
     def __init__(
@@ -49,12 +51,25 @@ class Sequence:
         submitted: float,
         options: Options,
         chunk: Callable[[], int],
+        turns: Turns,
     ):
+        """
+        Args:
+            memory, tokenizer: the engine's.
+            ticket, listener: the request, and who hears of it.
+            submitted: when it came.
+            options: of every generation; without stop tokens, the tokenizer's hold.
+            chunk: the most tokens that a prefill chunk may have now.
+            turns: what is asked while it runs.
+        """
         self.ticket, self.prefilling = ticket, True
         self.listener = listener
+        self.deaf: Exception | None = None
         self._memory, self._tokenizer = memory, tokenizer
         self._model = memory.prefixes.model
-        self._options, self._chunk = options, chunk
+        ends = options.stop_tokens or frozenset(tokenizer.eos_token_ids)
+        self._options = replace(options, stop_tokens=ends)
+        self._chunk, self._asked = chunk, turns
         self._cache: PromptCache | None = None
         self._steps = 0
         self.submitted = submitted
@@ -96,7 +111,8 @@ class Sequence:
             self._cache = lease.cache
             self._memory.make_room(job, lease.cache.nbytes)
             self.figures = replace(self.figures, cached=lease.cached)
-            self.listener(Started(lease.cached, self._missed(lease.parting)))
+            self._asked.cached(lease.cached)
+            self._tell(Started(lease.cached, self._missed(lease.parting)))
             yield from self._prefill(lease, options)
             self._decoder = make_decoder(self._model, lease.cache, options, job.verify_length)
             with closing(self._decoder.steps(prompt[-1:])) as steps:
@@ -113,14 +129,25 @@ class Sequence:
 
     def _prefill(self, lease: Lease, options: Options) -> Generator[bool, None, None]:
         started = time.perf_counter()
-        with closing(lease.fill(options, self._chunk)) as chunks:
+        with closing(lease.fill(options, self._most)) as chunks:
             for chunk in chunks:
                 self.run_tokens = chunk.done
                 seconds = time.perf_counter() - started
                 self.figures = replace(self.figures, prompt_tps=chunk.done / seconds)
-                self.listener(Prefilled(lease.cached + chunk.done, self.figures.prompt_tokens))
+                self._tell(Prefilled(lease.cached + chunk.done, self.figures.prompt_tokens))
                 yield True
         self.prefilling = False
+
+    def _most(self) -> int:
+        return self._asked.chunk(self._chunk())
+
+    def _tell(self, event: Any) -> None:
+        """What a listener raises waits until the turn is over: other processes take it, too."""
+        if self.deaf is None:
+            try:
+                self.listener(event)
+            except Exception as error:
+                self.deaf = error
 
     def _missed(self, parting: Parting | None) -> str | None:
         if parting is None:
@@ -171,8 +198,8 @@ class Sequence:
             accepted=counts.accepted,
             peak_memory=mx.get_peak_memory() / 1e9,
         )
-        self.listener(Tokens(tuple(_told(tokens, job))))
-        stop_at = self.ticket.stop_at
+        self._tell(Tokens(tuple(_told(tokens, job))))
+        stop_at = self._asked.stop_at(self.ticket.stop_at)
         if stop_at is not None:
             decoder.stop(retract=max(counts.emitted - stop_at, 0))
 
