@@ -50,14 +50,26 @@ async def whole(exchange: Exchange) -> Choice:
 
 def shown_logprobs(exchange: Exchange, runs: Runs, tokenizer: Any) -> list[dict[str, Any]]:
     """The tokens that a text came from, each once, as OpenAI's chat API has them."""
+    return [entry for _, entry in placed_logprobs(exchange, runs, tokenizer)]
+
+
+def placed_logprobs(
+    exchange: Exchange, runs: Runs, tokenizer: Any
+) -> list[tuple[int, dict[str, Any]]]:
+    """The same, each with the place in the text where its characters begin."""
+    places: dict[int, int] = {}
+    at = 0
+    for length, index in runs:
+        places.setdefault(index, at)
+        at += length
     shown = []
-    for index in dict.fromkeys(token for _, token in runs):
+    for index, place in places.items():
         if not exchange.unseen(index):
             continue
         token = exchange.token(index)
         entry = _entry(tokenizer, token.id, token.logprob or 0.0)
         top = [_entry(tokenizer, id, logprob) for id, logprob in token.top]
-        shown.append({**entry, "top_logprobs": top[: exchange.ask.top_logprobs]})
+        shown.append((place, {**entry, "top_logprobs": top[: exchange.ask.top_logprobs]}))
     return shown
 
 

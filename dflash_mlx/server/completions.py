@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from dflash_mlx.server.answers import shown_logprobs, whole
+from dflash_mlx.server.answers import placed_logprobs, whole
 from dflash_mlx.server.asks import Ask
 from dflash_mlx.server.channels import Runs, Text
 from dflash_mlx.server.chat_completions import one_choice, usage
@@ -114,16 +114,14 @@ def _logprobs(exchange: Exchange, runs: Runs, tokenizer: Any, offset: int) -> An
     """Log-probabilities as this older API has them: a list for each property."""
     if not exchange.ask.logprobs:
         return None
-    entries = shown_logprobs(exchange, runs, tokenizer)
-    offsets = []
-    for entry in entries:
-        offsets.append(offset)
-        offset += len(entry["token"])
+    placed = placed_logprobs(exchange, runs, tokenizer)
+    entries = [entry for _, entry in placed]
     return {
         "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
         "top_logprobs": [
             {top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries
         ],
-        "text_offset": offsets,
+        # Of the text, which a tokenizer may begin without the first token's space.
+        "text_offset": [offset + place for place, _ in placed],
     }
