@@ -24,7 +24,7 @@ TOGETHER = 32  # of them that are written at once at most: beyond it a batch get
 PREFILL = 64  # tokens of a prompt in a forward, and
 PROMPTS = 8  # prompts, at most
 LOGITS = 1 << 28  # held at once, at most
-CHECK_SECONDS = 0.5  # of one forward, about: Ctrl-C waits for it
+CHECK_SECONDS = 0.25  # of one forward, about: Ctrl-C waits for it
 PROBE = 8  # rows of the forward that tells how many fit into that
 
 Progress = Callable[[int, int], None]
