@@ -149,6 +149,7 @@ def bench(
     max_tokens: options.MaxTokens = 256,
     stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
+    tree: options.Tree = "off",
     caching: CacheOptions,
 ) -> None:
     """Measure how much faster DFlash is than plain mlx_lm, and whether the text is the same."""
@@ -163,6 +164,7 @@ def bench(
     settings = Settings(
         max_tokens=max_tokens,
         verify_length=verify_length,
+        tree=tree,
         **vars(sampling),
         seed=seed or 0,
         **vars(caching),
@@ -208,7 +210,7 @@ def bench(
             total = summary.overall(results)
             lengths = {str(n): s.dflash.generation_tps for n, s in found.lengths.items()}
             run = "auto" if verify_length == "auto" else f"{verify_length}, as run"
-            lengths[run] = total.dflash.generation_tps
+            lengths[f"tree of {tree}" if tree else run] = total.dflash.generation_tps
             write_sweep(plot, title, total.plain.generation_tps, lengths, about)
         else:
             write_chart(plot, title, _charted(results, context is not None), about)
@@ -298,6 +300,7 @@ def _report(
             "max_tokens": settings.max_tokens,
             "stop": list(settings.stop),
             "verify_length": settings.verify_length,
+            "tree": settings.tree,
             "temp": settings.temp,
             "top_p": settings.top_p,
             "min_p": settings.min_p,

@@ -118,6 +118,35 @@ def write_sweep(
     _write(file, _WIDTH, height, draw)
 
 
+def write_lengths(
+    file: Path, title: str, lengths: Mapping[str, float], about: Mapping[str, Any]
+) -> None:
+    """Draw tokens per forward of the target for several ways to propose.
+
+    Args:
+        file: ends with .svg or .png.
+        title: what was measured.
+        lengths: tokens per forward; that of lines comes first.
+        about: the machine.
+
+    Raises:
+        as `check_format`.
+    """
+    height, most = 94 + _STEP * len(lengths), max(lengths.values())
+    left, room = _MARGIN + _LABELS, _WIDTH - 2 * _MARGIN - _LABELS - _VALUES
+
+    def draw(canvas: Canvas) -> None:
+        canvas.text(_MARGIN, 38, _fitting(title, _WIDTH - 2 * _MARGIN, 18), size=18, bold=True)
+        for i, (name, tokens) in enumerate(lengths.items()):
+            y, length = 58 + i * _STEP, max(1.0, room * tokens / most)
+            canvas.text(left - 14, y + 14, _fitting(name, _LABELS - 14), anchor="end", bold=not i)
+            canvas.bar(left, y, length, _BAR, _DFLASH if i else _PLAIN)
+            canvas.text(left + length + 8, y + 14, f"{tokens:.2f}", size=13, bold=not i)
+        _footer(canvas, about, _WIDTH, height)
+
+    _write(file, _WIDTH, height, draw)
+
+
 def _write(file: Path, width: int, height: int, draw: Callable[[Canvas], None]) -> None:
     check_format(file)
     if file.suffix.lower() == ".svg":

@@ -44,6 +44,7 @@ def chat(
     max_tokens: options.MaxTokens = 4096,
     stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
+    tree: options.Tree = "off",
     caching: CacheOptions,
 ) -> None:
     """Talk with a model over several turns; /help lists what else can be typed."""
@@ -57,6 +58,7 @@ def chat(
     settings = Settings(
         max_tokens=max_tokens,
         verify_length=verify_length,
+        tree=tree,
         **vars(sampling),
         **vars(caching),
         stop=tuple(stop or ()),

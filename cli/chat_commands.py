@@ -238,6 +238,7 @@ _SETTINGS: dict[str, Callable[[str], Any]] = {
     "seed": _between(0, 2**64 - 1, int),
     "max_tokens": lambda text: options.token_limit(_between(-1, float("inf"), int)(text)),
     "verify_length": options.verify_length,
+    "tree": options.tree,
 }
 
 _ALONE = (_help, _reset, _stats, _quit)

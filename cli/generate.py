@@ -44,6 +44,7 @@ def generate(
     max_tokens: options.MaxTokens = 512,
     stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
+    tree: options.Tree = "off",
     caching: CacheOptions,
 ) -> None:
     """Write the answer to one prompt: the text on stdout, its figures on stderr."""
@@ -55,6 +56,7 @@ def generate(
     settings = Settings(
         max_tokens=max_tokens,
         verify_length=verify_length,
+        tree=tree,
         stop=tuple(stop or ()),
         **vars(sampling),
         **vars(caching),

@@ -8,6 +8,7 @@ import typer
 
 from dflash_mlx.demo import demo_paths
 from dflash_mlx.json_text import parse_json
+from dflash_mlx.propose import MOST_NODES
 from dflash_mlx.texts import argument_text
 
 # The class that Typer's usage errors share; it exports only this one of them.
@@ -29,6 +30,21 @@ def verify_length(value: str | int) -> int | str:
     if length < 0:
         raise typer.BadParameter(f"{value!r} is not auto, off or a number from 0.")
     return length
+
+
+def tree(value: str | int) -> int:
+    """A number of nodes, or `off` for lines."""
+    if isinstance(value, int):
+        return value
+    if value == "off":
+        return 0
+    try:
+        nodes = int(value)
+    except ValueError:
+        nodes = -1
+    if not 0 <= nodes <= MOST_NODES:
+        raise typer.BadParameter(f"{value!r} is not off or a number from 0 to {MOST_NODES}.")
+    return nodes
 
 
 def json_object(value: str | dict[str, Any]) -> dict[str, Any]:
@@ -287,6 +303,16 @@ VerifyLength = Annotated[
         parser=verify_length,
         help="Proposals that each cycle verifies: auto decides every time what pays, off is plain "
         "decoding.",
+        rich_help_panel=_RUN,
+    ),
+]
+Tree = Annotated[
+    Any,
+    typer.Option(
+        metavar="N|off",
+        parser=tree,
+        help="Verify the likeliest tree of N proposals, at most 64, in each cycle; off verifies "
+        "lines, as is always done with recurrent layers.",
         rich_help_panel=_RUN,
     ),
 ]

@@ -109,6 +109,7 @@ def serve(
     prompting: PromptOptions,
     max_tokens: options.MaxTokens = -1,
     verify_length: options.VerifyLength = "auto",
+    tree: options.Tree = "off",
     caching: CacheOptions,
 ) -> None:
     """Serve a model to editors, agents and chat windows, by OpenAI's and Anthropic's APIs.
@@ -164,6 +165,7 @@ def serve(
                 ),
                 max_tokens,
                 verify_length,
+                tree,
             ),
         )
         _log_to_the_terminal()

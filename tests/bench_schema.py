@@ -125,6 +125,7 @@ SCHEMA = _object(
         max_tokens={"type": "integer", "minimum": -1},
         stop={"type": "array", "items": _TEXT},
         verify_length={"type": ["integer", "string", "null"]},
+        tree=COUNT,
         temp=NUMBER,
         top_p=SHARE,
         min_p=SHARE,

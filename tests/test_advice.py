@@ -16,6 +16,7 @@ from dflash_mlx.measure.advice import advice, low_acceptance
         (60, 4, 400, True),  # a wrong pair that the schedule has given up on
         (700, 100, 100, False),  # one of seven accepted: two tokens a forward
         (700, 500, 100, False),
+        (6400, 100, 100, False),  # trees of 64: two tokens a forward
         (60, 50, 400, False),  # good proposals, which rarely pay on this machine
         (0, 0, 500, False),  # plain decoding, as asked for
         (21, 0, 30, False),  # too short to tell

@@ -131,6 +131,16 @@ def test_sweep_of_fixed_lengths(tmp_path, prompts, reciting):
     assert f"best fixed: {sweep['best']}" in screen and "Fixed verify lengths" in screen
 
 
+def test_a_tree_beside_lines(tmp_path, prompts, reciting):
+    options = ["--repeats", "1", "--tree", "16", "--sweep"]
+    written, _ = report(tmp_path, *options, *prompts, *reciting)
+    summary, lengths = written["summary"], written["sweep"]["lengths"]
+    assert summary["identical"] and summary["by_position"] == []
+    assert summary["verify_length"] > max(f["verify_length"] for f in lengths.values())
+    assert all(len(f["by_position"]) == int(length) for length, f in lengths.items())
+    assert written["settings"]["tree"] == 16
+
+
 def test_each_prompt_can_be_shown(prompts, reciting):
     options = ["--repeats", "1", *prompts, *reciting]
     assert "Count again." not in run("bench", *options).stdout

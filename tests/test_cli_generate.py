@@ -1,6 +1,7 @@
 """dflash-mlx generate, as a user runs it."""
 
 import json
+import re
 import shutil
 import signal
 import struct
@@ -53,6 +54,15 @@ def test_text_is_plain_decodings(rambling, length):
     assert result.stdout == plain_text(rambling[1], "hello", 40) + "\n"
     if length in ("0", "off"):
         assert "acceptance length 1.00 (verify 0.0, 100% plain)" in result.stderr
+
+
+@pytest.mark.parametrize("tree", ["off", "1", "16", "64"])
+def test_a_tree_changes_no_text(rambling, tree):
+    result = run("generate", "-p", "hello", "--max-tokens", "40", "--tree", tree, *rambling)
+    assert result.stdout == plain_text(rambling[1], "hello", 40) + "\n"
+    if tree != "off":
+        verified = re.search(r"\(verify ([\d.]+),", result.stderr)
+        assert verified and int(tree) - 2 <= float(verified[1]) <= int(tree)
 
 
 def test_prompt_from_stdin(rambling):
@@ -111,6 +121,8 @@ def test_seed_repeats_the_text_whatever_the_verify_length(rambling):
         (["-p", "x", "--max-tokens", "many"], "--max-tokens"),
         (["-p", "x", "--verify-length", "-2"], "auto, off or a number"),
         (["-p", "x", "--verify-length", "lots"], "auto, off or a number"),
+        (["-p", "x", "--tree", "65"], "off or a number from 0 to 64"),
+        (["-p", "x", "--tree", "auto"], "off or a number from 0 to 64"),
         (["-p", "x", "--kv-bits", "7"], "--kv-bits"),
         (["-p", "x", "--prefill-step-size", "0"], "--prefill-step-size"),
         (["-p", "x", "--chat-template-config", "{"], "not JSON"),

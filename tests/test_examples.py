@@ -101,3 +101,20 @@ def test_the_race_draws_the_text_of_both(plain, tmp_path):
     expected = mlx_lm.generate(model, tokenizer, prompt).replace(" ", "").replace("\n", "")
     assert words == 2 * expected
     assert {text.get("fill") for text in drawn} == {"#1f2328", "#0f7b6c"}
+
+
+def test_trees_take_fewer_forwards_the_more_nodes_they_have(tmp_path):
+    file = tmp_path / "trees.svg"
+    command = [sys.executable, str(EXAMPLES / "trees.py"), str(file)]
+    command += ["--prompts", "2", "--max-tokens", "24"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    counted = dict(
+        re.findall(r"^(line|tree of \d+).*?([\d.]+) tokens per", done.stdout, re.MULTILINE)
+    )
+    trees = [float(tokens) for name, tokens in counted.items() if name != "line"]
+    assert (
+        len(trees) == 5 and trees == sorted(trees) and trees[0] <= 5 and trees[-1] >= trees[0] > 1
+    )
+    drawn = "".join(ElementTree.parse(file).getroot().itertext())
+    assert all(tokens in drawn for tokens in counted.values()) and "demo pair" in drawn

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -30,10 +31,15 @@ def pair() -> Any:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
+    with served(Defaults(Sampling(), LIMIT, 7)) as address:
+        yield address
+
+
+@contextmanager
+def served(defaults: Defaults) -> Iterator[str]:
     engine = Engine(lambda: load(*demo_paths()), cache_bytes=10**8)
     engine.start()
     prompts = Prompts(Template(engine.tokenizer))
-    defaults = Defaults(Sampling(), LIMIT, 7)
     try:
         service = Service(engine, prompts, model="demo", draft="demo", defaults=defaults)
         with serving(service) as address:
@@ -68,6 +74,14 @@ def test_cold_and_again(pair, address) -> None:
         chunks = events(post(address, CHAT, {"messages": asked(question), "stream": True}))
         deltas = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
         assert "".join(deltas) == expected
+
+
+def test_trees(pair) -> None:
+    with served(Defaults(Sampling(), LIMIT, 7, tree=16)) as address:
+        for question in QUESTIONS[:2]:
+            answer = post(address, CHAT, {"messages": asked(question)}).json()
+            assert answer["choices"][0]["message"]["content"] == alone(pair, asked(question))
+            assert answer["x_dflash"]["verify_length"] > 14
 
 
 def test_turn_after_turn(pair, address) -> None:

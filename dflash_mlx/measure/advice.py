@@ -6,6 +6,8 @@ from dflash_mlx.conversation.figures import Figures
 PROPOSALS, FORWARDS = 30, 50
 # From here on next to none is a sign that something is counted wrongly, long text or not.
 NEXT_TO_NONE, OF_PROPOSALS = 0.02, 64
+# Proposals that count in one forward: of a tree's, most stand for a position that others do, too.
+A_FORWARD = 16
 
 
 def low_acceptance(proposed: int, accepted: int, target_forwards: int) -> str | None:
@@ -15,7 +17,8 @@ def low_acceptance(proposed: int, accepted: int, target_forwards: int) -> str | 
         proposed, accepted: proposals verified, and those of them that were emitted.
         target_forwards: forwards of the target after the prefill.
     """
-    if proposed >= OF_PROPOSALS and accepted <= NEXT_TO_NONE * proposed:
+    counted = min(proposed, A_FORWARD * target_forwards)
+    if proposed >= OF_PROPOSALS and accepted <= NEXT_TO_NONE * counted:
         return (
             f"Only {accepted} of {proposed} proposals were accepted. Likely causes: the draft was "
             "trained for another target or another thinking mode (--think, --no-think), which rows "

@@ -98,7 +98,7 @@ def compare(
     ]
     for length in sweep:
         at = partial(_fixed, length=length)
-        sides.append((dflash_run, replace(settings, verify_length=length), at))
+        sides.append((dflash_run, replace(settings, verify_length=length, tree=0), at))
     for name, measure in kernels.items():
         sides.append((measure, settings, partial(_with_kernels, name=name)))
     warm_up = result(prompts[0])

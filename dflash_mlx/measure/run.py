@@ -26,6 +26,7 @@ class Settings:
 
     max_tokens: int = Options.max_tokens
     verify_length: int | str | None = "auto"
+    tree: int = 0
     temp: float = 0.0
     top_p: float = 1.0
     min_p: float = 0.0
@@ -50,17 +51,21 @@ class Settings:
 
     def dflash_arguments(self) -> dict[str, Any]:
         """The keyword arguments of our `stream_generate`."""
-        own = {"verify_length": self.verify_length, "stop": self.stop}
+        own = {"verify_length": self.verify_length, "tree": self.tree, "stop": self.stop}
         return self.plain_arguments() | own
 
 
 @dataclass(frozen=True)
 class Forward:
-    """One target forward after the prefill: proposals verified, and how many were accepted."""
+    """One target forward after the prefill: proposals verified, and how many were accepted.
+
+    Of a tree they are not one for each position.
+    """
 
     proposed: int
     accepted: int
     emitted: int
+    tree: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def dflash_run(
             **settings.dflash_arguments(),
         }
         responses = stream_generate(model, tokenizer, list(prompt), **arguments)
-        return replace(_timed(responses), collectives=collectives.count)
+        return replace(_timed(responses, settings.tree > 0), collectives=collectives.count)
 
 
 def _prepare(settings: Settings) -> None:
@@ -133,7 +138,7 @@ def _until(responses: Iterable[Any], stop: tuple[str, ...]) -> Iterator[Any]:
             return
 
 
-def _timed(responses: Iterable[Any]) -> Run:
+def _timed(responses: Iterable[Any], tree: bool = False) -> Run:
     tokens: list[int] = []
     forwards: list[Forward] = []
     proposed = accepted = emitted = seen = 0
@@ -146,11 +151,11 @@ def _timed(responses: Iterable[Any]) -> Run:
         if getattr(r, "target_forwards", 0) > seen:
             # The first token of a new forward: what came before it belongs to the last one.
             if seen:
-                forwards.append(Forward(proposed, accepted, emitted))
+                forwards.append(Forward(proposed, accepted, emitted, tree))
             proposed, accepted, emitted = r.proposed - sum(f.proposed for f in forwards), 0, 0
             seen = r.target_forwards
         accepted += bool(r.from_draft)
         emitted += 1
     if seen:
-        forwards.append(Forward(proposed, accepted, emitted))
+        forwards.append(Forward(proposed, accepted, emitted, tree))
     return Run(tokens, first - tic, end - first, mx.get_peak_memory() / 1e9, forwards)

@@ -48,7 +48,8 @@ class Summary:
         verify_length: mean proposals verified per target forward that verified any.
         plain_share: share of the target's forwards that verified none.
         histogram: histogram[n - 1] forwards emitted n tokens.
-        by_position: share of the proposals verified at each position that were accepted.
+        by_position: share of the proposals verified at each position that were accepted; empty
+            where trees were asked for.
     """
 
     prompts: int
@@ -86,7 +87,7 @@ def summarize(results: Sequence[Result]) -> Summary:
         verify_length=_ratio(sum(f.proposed for f in verifies), len(verifies)),
         plain_share=_ratio(len(forwards) - len(verifies), len(forwards)),
         histogram=_histogram(forwards),
-        by_position=_by_position(verifies),
+        by_position=_by_position([f for f in verifies if not f.tree]),
     )
 
 

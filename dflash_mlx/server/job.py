@@ -77,7 +77,7 @@ class Job:
             behind the last boundary.
         sampling: how tokens are chosen.
         stop_tokens: ids that end the text; None: the tokenizer's.
-        verify_length: as for `stream_generate`.
+        verify_length, tree: as for `stream_generate`.
         grammar: what the text must look like; None: anything.
         logprobs: whether each token comes with its log-probability.
         top_logprobs: how many of the likeliest tokens come with theirs.
@@ -90,6 +90,7 @@ class Job:
     sampling: Sampling = field(default_factory=Sampling)
     stop_tokens: frozenset[int] | None = None
     verify_length: int | str | None = "auto"
+    tree: int | str = "off"
     grammar: Grammar | None = None
     logprobs: bool = False
     top_logprobs: int = 0

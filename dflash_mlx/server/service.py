@@ -30,12 +30,13 @@ class Defaults:
     Attributes:
         sampling: how tokens are drawn.
         max_tokens: the most tokens of an answer; -1 for as many as there are positions.
-        verify_length: as in `stream_generate`.
+        verify_length, tree: as in `stream_generate`.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = -1
     verify_length: int | str = "auto"
+    tree: int = 0
 
 
 class Service:
@@ -97,6 +98,7 @@ class Service:
             own=prompt.own,
             sampling=ask.sampling,
             verify_length=self.defaults.verify_length,
+            tree=self.defaults.tree,
             grammar=self._grammar(ask, prompt),
             logprobs=ask.logprobs,
             top_logprobs=ask.top_logprobs,

@@ -114,7 +114,9 @@ class Sequence:
             self._asked.cached(lease.cached)
             self._tell(Started(lease.cached, self._missed(lease.parting)))
             yield from self._prefill(lease, options)
-            self._decoder = make_decoder(self._model, lease.cache, options, job.verify_length)
+            self._decoder = make_decoder(
+                self._model, lease.cache, options, job.verify_length, tree=job.tree
+            )
             with closing(self._decoder.steps(prompt[-1:])) as steps:
                 for step in steps:
                     if not isinstance(step, Prefilled):
