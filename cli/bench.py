@@ -150,6 +150,7 @@ def bench(
     stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
     tree: options.Tree = "off",
+    copies: options.Copies = "auto",
     caching: CacheOptions,
 ) -> None:
     """Measure how much faster DFlash is than plain mlx_lm, and whether the text is the same."""
@@ -165,6 +166,7 @@ def bench(
         max_tokens=max_tokens,
         verify_length=verify_length,
         tree=tree,
+        copies=copies,
         **vars(sampling),
         seed=seed or 0,
         **vars(caching),
@@ -301,6 +303,7 @@ def _report(
             "stop": list(settings.stop),
             "verify_length": settings.verify_length,
             "tree": settings.tree,
+            "copies": settings.copies,
             "temp": settings.temp,
             "top_p": settings.top_p,
             "min_p": settings.min_p,

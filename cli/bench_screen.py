@@ -200,12 +200,14 @@ def _verdict(results: Sequence[Result], total: Summary) -> None:
             f"decoding, {total.dflash.collectives:.1f} times with DFlash.",
             markup=False,
         )
+    copied = f", {total.copied_share:.0%} of the tokens copied" if total.copied_share else ""
     out.print(
         f"Verify length {total.verify_length:.1f} on average, {total.plain_share:.0%} plain "
-        "cycles.",
+        f"cycles{copied}.",
         markup=False,
     )
     forwards = [f for r in results if r.prompt.counts for run in r.dflash for f in run.forwards]
+    forwards = [f for f in forwards if not f.copied]
     proposed, accepted = sum(f.proposed for f in forwards), sum(f.accepted for f in forwards)
     if hint := low_acceptance(proposed, accepted, len(forwards)):
         out.print(hint, markup=False)

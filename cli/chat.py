@@ -45,6 +45,7 @@ def chat(
     stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
     tree: options.Tree = "off",
+    copies: options.Copies = "auto",
     caching: CacheOptions,
 ) -> None:
     """Talk with a model over several turns; /help lists what else can be typed."""
@@ -59,6 +60,7 @@ def chat(
         max_tokens=max_tokens,
         verify_length=verify_length,
         tree=tree,
+        copies=copies,
         **vars(sampling),
         **vars(caching),
         stop=tuple(stop or ()),

@@ -239,6 +239,7 @@ _SETTINGS: dict[str, Callable[[str], Any]] = {
     "max_tokens": lambda text: options.token_limit(_between(-1, float("inf"), int)(text)),
     "verify_length": options.verify_length,
     "tree": options.tree,
+    "copies": options.copies,
 }
 
 _ALONE = (_help, _reset, _stats, _quit)

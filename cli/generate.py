@@ -45,6 +45,7 @@ def generate(
     stop: options.Stop = None,
     verify_length: options.VerifyLength = "auto",
     tree: options.Tree = "off",
+    copies: options.Copies = "auto",
     caching: CacheOptions,
 ) -> None:
     """Write the answer to one prompt: the text on stdout, its figures on stderr."""
@@ -57,6 +58,7 @@ def generate(
         max_tokens=max_tokens,
         verify_length=verify_length,
         tree=tree,
+        copies=copies,
         stop=tuple(stop or ()),
         **vars(sampling),
         **vars(caching),

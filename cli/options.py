@@ -72,6 +72,13 @@ def byte_count(value: str | int) -> int:
     return size
 
 
+def copies(value: str) -> str:
+    """`auto` or `off`."""
+    if value not in ("auto", "off"):
+        raise typer.BadParameter(f"{value!r} is not auto or off.")
+    return value
+
+
 def token_limit(value: int) -> int:
     if value == 0 or value < -1:
         raise typer.BadParameter(f"{value} is neither -1 nor at least 1.")
@@ -313,6 +320,16 @@ Tree = Annotated[
         parser=tree,
         help="Verify the likeliest tree of N proposals, at most 64, in each cycle; off verifies "
         "lines, as is always done with recurrent layers.",
+        rich_help_panel=_RUN,
+    ),
+]
+Copies = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off",
+        callback=copies,
+        help="Propose earlier text again where --verify-length auto expects more of that than of "
+        "the draft, or leave all proposals to the draft.",
         rich_help_panel=_RUN,
     ),
 ]

@@ -86,6 +86,8 @@ def stats_line(figures: Figures) -> str:
         chosen = f"verify {digits(figures.verify_length)}"
         if figures.plain_share:
             chosen += f", {figures.plain_share:.0%} plain"
+        if figures.copied:
+            chosen += f", {figures.copied} copied"
         parts.append(f"acceptance length {figures.acceptance_length:.2f} ({chosen})")
         parts.append(f"{digits(figures.generation_tps)} tokens/s")
     parts.append(many(figures.tokens, "token"))

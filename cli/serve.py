@@ -110,6 +110,7 @@ def serve(
     max_tokens: options.MaxTokens = -1,
     verify_length: options.VerifyLength = "auto",
     tree: options.Tree = "off",
+    copies: options.Copies = "auto",
     caching: CacheOptions,
 ) -> None:
     """Serve a model to editors, agents and chat windows, by OpenAI's and Anthropic's APIs.
@@ -129,7 +130,7 @@ def serve(
         sockets.append(listen(host, port))
 
     ranks.decided(prepare)  # rank 0 alone has the network
-    settings = Options(**vars(caching))
+    settings = Options(**vars(caching), copies=copies == "auto")
     if ranks.follows():
         shard = load_pair(pair)
         follow(shard.model, shard.tokenizer, settings)

@@ -19,6 +19,7 @@ from dflash_mlx.arguments import (
     check_quantization,
     check_whole,
     checked_processors,
+    copying,
     fixed_length,
     tree_nodes,
 )
@@ -54,7 +55,7 @@ class GenerationResponse:
         text: the next segment of text; it can be empty.
         token: the token id.
         logprobs: [V] log-probabilities that it was chosen from, before the sampler.
-        from_draft: whether it was an accepted proposal.
+        from_draft: whether it was an accepted proposal, drafted or copied.
         prompt_tokens, prompt_tps: tokens of the prompt, and how many a second were run.
         generation_tokens, generation_tps: tokens emitted, and how many a second.
         peak_memory: in GB.
@@ -62,6 +63,7 @@ class GenerationResponse:
         stop_string: the stop string that ended the text; None where something else did.
         target_forwards: forwards of the target after the prefill.
         proposed, accepted: proposals verified, and how many of them were emitted.
+        copies, copied: of either, those that were copied from the text.
         acceptance_length: mean tokens emitted per target forward, bonus token included.
         verify_length: mean proposals verified per target forward that verified any.
         plain_share: share of the target's forwards that verified none.
@@ -82,6 +84,8 @@ class GenerationResponse:
     target_forwards: int = 0
     proposed: int = 0
     accepted: int = 0
+    copies: int = 0
+    copied: int = 0
     acceptance_length: float = 0.0
     verify_length: float = 0.0
     plain_share: float = 0.0
@@ -170,6 +174,7 @@ def stream_generate(
     verify_length: int | str | None = "auto",
     tree: int | str = "off",
     costs: Costs | None = None,
+    copies: str = "auto",
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
     prompt_cache: PromptCache | list[Any] | None = None,
@@ -199,6 +204,9 @@ def stream_generate(
             recurrent targets, for one. "off" or 0 verifies lines.
         costs: what "auto" shall believe of the machine, rather than what it measures; frozen, they
             make its decisions depend on the text alone.
+        copies: "auto" lets `verify_length="auto"` propose what followed in the prompt or the answer
+            when the text last went as it goes now, where that promises more than the draft; "off"
+            leaves all proposals to the draft. Other verify lengths never copy.
         sampler: log-probabilities [1, V] -> token [1]; None is greedy. With one from our
             `make_sampler` a block is judged in one go, with another token by token.
         logits_processors: each (tokens [n], logits [1, V]) -> logits [1, V].
@@ -277,6 +285,7 @@ def stream_generate(
         quantized_kv_start=quantized_kv_start,
         prompt_progress_callback=prompt_progress_callback or (lambda done, total: None),
         sample_proposals=sample_proposals,
+        copies=copying(copies),
     )
     with wired_limit(model.target, [cast(mx.Stream, generation_stream)]):
         decoder = make_decoder(
@@ -388,6 +397,8 @@ def _responses(
             target_forwards=counts.target_forwards,
             proposed=counts.proposed,
             accepted=counts.accepted,
+            copies=counts.copies,
+            copied=counts.copied,
             acceptance_length=counts.acceptance_length,
             verify_length=counts.verify_length,
             plain_share=counts.plain_share,

@@ -69,6 +69,17 @@ def check_quantization(bits: Any, group_size: Any) -> None:
         raise DFlashError(f"kv_group_size is {group_size}; give one of 32, 64, 128.")
 
 
+def copying(copies: Any) -> bool:
+    """Whether earlier text may be copied.
+
+    Raises:
+        DFlashError: it is neither "auto" nor "off".
+    """
+    if copies not in ("auto", "off"):
+        raise DFlashError(f'copies is {copies!r:.40}; give "auto" or "off".')
+    return bool(copies == "auto")
+
+
 def fixed_length(verify_length: int | str | None, most: int) -> int | None:
     """The number of proposals asked for; None where each cycle decides.
 

@@ -40,6 +40,7 @@ FIGURES: dict[str, Any] = {
     "prompt_tokens": NUMBER,
     "verify_length": NUMBER,
     "plain_share": SHARE,
+    "copied_share": SHARE,
     "histogram": {"type": "array", "items": COUNT},
     "by_position": {"type": "array", "items": SHARE},
 }
@@ -126,6 +127,7 @@ SCHEMA = _object(
         stop={"type": "array", "items": _TEXT},
         verify_length={"type": ["integer", "string", "null"]},
         tree=COUNT,
+        copies={"enum": ["auto", "off"]},
         temp=NUMBER,
         top_p=SHARE,
         min_p=SHARE,

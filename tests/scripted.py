@@ -22,7 +22,7 @@ from dflash_mlx.policy import Cycle, FixedLength, Lap, Policy, Sign
 UNIT = 0.03  # seconds of a plain step, as they are shown
 HOST = 0.04  # plain steps between a verdict and the next forward
 READING = 0.03  # plain steps that reading confidences keeps the host
-RIGHT, WRONG = 1, 0  # the target's token, always, and a token that it never is
+RIGHT, WRONG = 1, 0  # the target's token, where no tokens are given, and one that it never is
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +153,9 @@ class Device:
 class Run:
     """One generation: the parts that the loop is given, and what came of it.
 
+    With `tokens`, a prompt and an answer of which none is WRONG, the target says these, whatever
+    is proposed, and they may be copied.
+
     Attributes:
         cycles: what the policy was told of.
         seconds: its true time from the first token on, in plain steps.
@@ -169,6 +172,8 @@ class Run:
         prompt: int = 1,
         start: float = 0.0,
         confident: bool = True,
+        tokens: Sequence[int] = (),
+        copies: bool = True,
     ):
         self.machine, self.text, self.block, self.prompt = machine, text, block, prompt
         self.noise, self.random, self.confident = noise, random.Random(f"noise {seed}"), confident
@@ -178,6 +183,10 @@ class Run:
         self.waiting: deque[tuple[float, float]] = deque()
         self.drafted = (0.0, 0.0)
         self.rows = 0
+        self.tokens = [*tokens] or [RIGHT] * (prompt + text.length)
+        # What a draft may propose behind the end, and a verify look at.
+        self.tokens += [RIGHT] * 64
+        self.vocabulary = mx.arange(max(self.tokens) + 1)
         draft: Any = ScriptedDraft(self)
         view: Any = ScriptedTarget(self)
         self.decoder = Decoder(
@@ -185,16 +194,21 @@ class Run:
             draft,
             PromptCache([], Context([])),
             Watched(self),
-            Options(max_tokens=text.length),
+            Options(max_tokens=text.length, copies=copies and bool(tokens)),
             drafting=True,
             keep_cache=False,
             clock=ScriptedClock(self),
         )
         first = None
-        for token in self.decoder.run([RIGHT] * prompt):
-            assert token.id == RIGHT
+        for i, token in enumerate(self.decoder.run(self.tokens[:prompt])):
+            assert token.id == self.tokens[prompt + i]
             first = self.true.now if first is None else first
         self.seconds = self.true.now - (first or 0.0)
+
+    def logits(self, rows: int) -> mx.array:
+        """The target's rows behind what its cache holds."""
+        right = mx.array(self.tokens[self.rows + 1 : self.rows + 1 + rows])
+        return (right[None, :, None] == self.vocabulary).astype(mx.float32)
 
     @property
     def plain_share(self) -> float:
@@ -224,10 +238,10 @@ class ScriptedClock(CycleClock):
         super().__init__(lambda: run.shown.now)
         self._run = run
 
-    def lap(self, drafted: bool, followed: bool = False) -> Lap:
+    def lap(self, drafted: bool, followed: bool = False, copied: bool = False) -> Lap:
         done = self._run.waiting.popleft()
         self._run.wait(done, 0.0)
-        lap = super().lap(drafted, followed)
+        lap = super().lap(drafted, followed, copied)
         self._run.wait(done, HOST)
         return lap
 
@@ -239,6 +253,13 @@ class Watched:
 
     def __init__(self, run: Run):
         self._run = run
+
+    def copy(self, chances: Sequence[float], context: int) -> int:
+        count = self._run.policy.copy(chances, context)
+        assert 0 <= count <= len(chances)
+        if count:
+            self._run.begin_cycle()
+        return count
 
     def choose(self, most: int, context: int) -> int:
         self._run.begin_cycle()
@@ -263,9 +284,8 @@ class Watched:
 
 
 class ScriptedTarget:
-    """Stands for a TargetView; every row's likeliest token is RIGHT."""
+    """Stands for a TargetView that says the run's tokens."""
 
-    logits = mx.broadcast_to(mx.array([0.0, 1.0]), (1, 4096, 2))
     features = mx.zeros((1, 4096, 1))
 
     def __init__(self, run: Run):
@@ -280,11 +300,12 @@ class ScriptedTarget:
         self, tokens: mx.array, cache: Any, taps: Any = ()
     ) -> tuple[mx.array, tuple[mx.array, ...]]:
         rows = tokens.shape[1]
+        logits = self._run.logits(rows)
         if self._run.rows + rows >= self._run.prompt and rows == 1:
             done = self._run.forward(self._run.machine.verify(1, self._run.rows))
             self._run.waiting.append(done)
         self._run.rows += rows
-        return self.logits[:, :rows], (self.features[:, :rows],)
+        return logits, (self.features[:, :rows],)
 
     def begin(self, cache: Any) -> "ScriptedTransaction":
         return ScriptedTransaction(self._run)
@@ -296,7 +317,7 @@ class ScriptedTransaction(ScriptedTarget):
     ) -> tuple[mx.array, tuple[mx.array, ...]]:
         rows = tokens.shape[1]
         self._run.waiting.append(self._run.forward(self._run.machine.verify(rows, self._run.rows)))
-        return self.logits[:, :rows], (self.features[:, :rows],)
+        return self._run.logits(rows), (self.features[:, :rows],)
 
     def commit(self, kept: int, path: None = None) -> None:
         self._run.rows += kept
@@ -328,7 +349,9 @@ class ScriptedDraft:
         right = [run.text.right(position + d, d) for d in range(count)]
         shown = [run.text.confidence(position + d, d) for d in range(count)]
         confidence = mx.array(shown) if run.confident else None
-        return Proposals(mx.array([RIGHT if r else WRONG for r in right]), confidence=confidence)
+        tokens = run.tokens[position + run.prompt :]
+        guessed = [token if r else WRONG for token, r in zip(tokens, right, strict=False)]
+        return Proposals(mx.array(guessed), confidence=confidence)
 
 
 def fixed(machine: Machine, text: Text, block: int = 8, prompt: int = 1) -> list[float]:

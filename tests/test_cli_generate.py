@@ -123,6 +123,7 @@ def test_seed_repeats_the_text_whatever_the_verify_length(rambling):
         (["-p", "x", "--verify-length", "lots"], "auto, off or a number"),
         (["-p", "x", "--tree", "65"], "off or a number from 0 to 64"),
         (["-p", "x", "--tree", "auto"], "off or a number from 0 to 64"),
+        (["-p", "x", "--copies", "lots"], "auto or off"),
         (["-p", "x", "--kv-bits", "7"], "--kv-bits"),
         (["-p", "x", "--prefill-step-size", "0"], "--prefill-step-size"),
         (["-p", "x", "--chat-template-config", "{"], "not JSON"),

@@ -42,6 +42,10 @@ class Whim:
         self.read = False
         self.cycles: list[Cycle] = []
 
+    def copy(self, chances: Sequence[float], context: int) -> int:
+        assert all(0 <= c <= 1 for c in chances)
+        return self.random.choice([0, 0, self.random.randint(0, len(chances))])
+
     def choose(self, most: int, context: int) -> int:
         self.drafted = self.random.choice([0, 0, self.random.randint(0, most)])
         return self.drafted
@@ -54,7 +58,9 @@ class Whim:
 
     def observe(self, cycle: Cycle) -> None:
         self.cycles.append(cycle)
-        assert 0 <= cycle.accepted <= cycle.verified <= cycle.drafted
+        assert 0 <= cycle.accepted <= cycle.verified
+        assert cycle.copied or cycle.verified <= cycle.drafted
+        assert not cycle.copied or cycle.verified > 0 == cycle.drafted
         if cycle.drafted:
             assert len(cycle.confidences) == cycle.drafted
             assert all(0 <= c <= 1 for c in cycle.confidences)
@@ -196,7 +202,12 @@ def test_auto_follows_the_costs_it_is_given(pair: Pair) -> None:
     for cycle in (1e-3, 1e3):
         costs = Costs.known(1.0, (cycle,) * 8, 0.0, frozen=True)
         *_, last = stream_generate(
-            pair.synthetic(1.0), pair.tokenizer, PROMPT, max_tokens=TOKENS, costs=costs
+            pair.synthetic(1.0),
+            pair.tokenizer,
+            PROMPT,
+            max_tokens=TOKENS,
+            costs=costs,
+            copies="off",
         )
         shares.append(last.plain_share)
     assert shares[0] < 0.2 and shares[1] == 1.0

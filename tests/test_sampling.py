@@ -82,6 +82,9 @@ class Whim:
     def __init__(self) -> None:
         self.random = random.Random(3)
 
+    def copy(self, chances: Sequence[float], context: int) -> int:
+        return self.random.choice([0, 0, self.random.randint(0, len(chances))])
+
     def choose(self, most: int, context: int) -> int:
         self.drafted = self.random.choice([0, self.random.randint(0, most), most])
         return self.drafted

@@ -14,11 +14,12 @@ from mlx_lm.sample_utils import make_sampler as plain_sampler
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from dflash_mlx.api import make_decoder
-from dflash_mlx.decode import Options, OwnState, make_sampler
+from dflash_mlx.decode import Decoder, Options, OwnState, make_sampler
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.server.structured import Grammar, Grammars
 from tests.families.configs import VOCAB
 from tests.test_conversation import FAMILIES, pair
+from tests.test_copying import Eager
 from tests.tiny_pair import vocabulary, write_tokenizer
 
 TOKENS = 60
@@ -98,14 +99,18 @@ def plain(model, tokenizer, grammar: Grammar, seed: int | None = None) -> list[i
     return ids
 
 
-def guided(model, tokenizer, grammars, grammar, length, seed=None) -> tuple[list[int], object]:
-    options = Options(
+def options_of(tokenizer, grammars, grammar, seed) -> Options:
+    return Options(
         max_tokens=TOKENS,
         stop_tokens=frozenset(tokenizer.eos_token_ids),
         guide=grammars.guide(grammar),
         sampler=make_sampler(0.0 if seed is None else 1.0),
         random_state=OwnState(seed or 0),
     )
+
+
+def guided(model, tokenizer, grammars, grammar, length, seed=None) -> tuple[list[int], object]:
+    options = options_of(tokenizer, grammars, grammar, seed)
     decoder = make_decoder(model, model.make_cache(), options, length)
     return [token.id for token in decoder.run(PROMPT)], decoder.statistics
 
@@ -123,6 +128,26 @@ def test_the_text_is_that_of_plain_decoding_under_the_mask(name, length, seed, t
         assert ended and re.fullmatch(r"(yes|no), because [a-z ]{3,12}\.", text)
     if name in ("schema", "object") and ended:
         assert isinstance(json.loads(text), dict)
+
+
+@pytest.mark.parametrize("name", ["schema", "object"])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_copies_pass_through_the_mask(name, seed, tokenizer, grammars, monkeypatch):
+    monkeypatch.setattr("dflash_mlx.propose.copies.LEAST", 0.0)
+    model, grammar = pair("qwen3"), GRAMMARS[name]
+    options = options_of(tokenizer, grammars, grammar, seed)
+    decoder = Decoder(
+        model.view,
+        model.draft,
+        model.make_cache(),
+        Eager(),
+        options,
+        drafting=True,
+        keep_cache=False,
+    )
+    ids = [token.id for token in decoder.run(PROMPT)]
+    assert ids == plain(model, tokenizer, grammar, seed)
+    assert decoder.statistics.copies > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -121,7 +121,8 @@ class Conversation:
         """Run what the cache lacks of the prompt, all but its last token."""
         told = options.get("prompt_progress_callback") or (lambda done, total: None)
         of_cache = ("prefill_step_size", "kv_bits", "kv_group_size", "quantized_kv_start")
-        settings = Options(**{name: options[name] for name in of_cache if name in options})
+        given = {name: options[name] for name in of_cache if name in options}
+        settings = Options(**given, copies=options.get("copies") != "off")
         with closing(lease.fill(settings)) as chunks:
             for chunk in chunks:
                 told(chunk.done, chunk.total)

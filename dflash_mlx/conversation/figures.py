@@ -19,6 +19,7 @@ class Figures:
         peak_memory: in GB.
         target_forwards, proposed, accepted, verify_length, plain_share, drafting_off: as in
             GenerationResponse.
+        copies, copied: likewise.
     """
 
     acceptance_length: float
@@ -34,6 +35,8 @@ class Figures:
     verify_length: float
     plain_share: float
     drafting_off: str | None
+    copies: int = 0
+    copied: int = 0
 
     @classmethod
     def of(cls, last: GenerationResponse) -> "Figures":
@@ -49,6 +52,8 @@ class Figures:
             target_forwards=last.target_forwards,
             proposed=last.proposed,
             accepted=last.accepted,
+            copies=last.copies,
+            copied=last.copied,
             verify_length=last.verify_length,
             plain_share=last.plain_share,
             drafting_off=last.drafting_off,

@@ -13,6 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache as make_target_cache
 from dflash_mlx.draft import Context
 from dflash_mlx.draft.context import ContextMark
 from dflash_mlx.errors import InvalidCache
+from dflash_mlx.propose import Copies
 from dflash_mlx.target import (
     Snapshot,
     can_rewind,
@@ -51,6 +52,8 @@ class PromptCache:
 
     `prompt_begin` is for callers that run a prompt in parts: how many tokens the cache stood for
     when the prompt began whose rest is run next, so that logits processors see all of it.
+
+    `copies` knows the tokens, and perhaps some that they do not reach any more.
     """
 
     def __init__(self, target: list[Leaf], context: Context):
@@ -59,6 +62,7 @@ class PromptCache:
         self.tokens: list[int] = []
         self.valid = True
         self.prompt_begin: int | None = None
+        self.copies = Copies()
 
     def invalidate(self) -> None:
         """Mark the caches as left in an unknown state."""

@@ -18,30 +18,33 @@ class CycleClock:
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
         self._last = self._away = self._left = 0.0
-        self._drafted: bool | None = None
+        self._verified: bool | None = None
         self._joined = self._spoiled = False
 
-    def lap(self, drafted: bool, followed: bool = False) -> Lap:
+    def lap(self, drafted: bool, followed: bool = False, copied: bool = False) -> Lap:
         """A cycle's verdict is known.
 
         Args:
             drafted: whether it had a draft's forward.
             followed: whether the device has got the next cycle's draft already.
+            copied: whether it verified without one.
         """
         if followed and not drafted:
-            self._spoiled |= self._joined or self._drafted is not False
+            self._spoiled |= self._joined or self._verified is not False
             self._joined = True
             return Lap(0.0, Kind.VOID)
         now = self._now()
         seconds = now - self._last
-        if self._drafted is None or self._spoiled or self._away > 0.5 * seconds:
+        if self._verified is None or self._spoiled or self._away > 0.5 * seconds:
             # A consumer that took most of the time may have stopped to think.
             kind = Kind.VOID
+        elif copied:
+            kind = Kind.COPIED
         elif drafted:
-            kind = Kind.ENTRY if self._joined else Kind.DRAFTED if self._drafted else Kind.VOID
+            kind = Kind.ENTRY if self._joined else Kind.DRAFTED if self._verified else Kind.VOID
         else:
-            kind = Kind.EXIT if self._drafted else Kind.PLAIN
-        self._last, self._away, self._drafted = now, 0.0, drafted
+            kind = Kind.EXIT if self._verified else Kind.PLAIN
+        self._last, self._away, self._verified = now, 0.0, drafted or copied
         self._joined = self._spoiled = False
         return Lap(seconds, kind)
 

@@ -25,20 +25,22 @@ class Token:
 
 @dataclass(frozen=True)
 class Drafting:
-    """What a cycle drafted before its forward of the target.
+    """What a cycle drafted before its forward of the target, if anything.
 
     Attributes:
         count: proposals drafted; 0 in a cycle without a draft's forward.
         signs: of the proposals, where there are any.
         awaited: whether the host waited for them before it queued the verify.
+        copied: whether the proposals were copied from the text instead.
     """
 
     count: int = 0
     signs: mx.array | None = None
     awaited: bool = False
+    copied: bool = False
 
 
-NOTHING_DRAFTED = Drafting()
+NOTHING_DRAFTED, COPIED = Drafting(), Drafting(copied=True)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,17 @@ from dflash_mlx.decode.acceptance import acceptance_rule, log_probabilities
 from dflash_mlx.decode.agreement import Agreement, Alone
 from dflash_mlx.decode.cache import PromptCache
 from dflash_mlx.decode.clock import CycleClock
+from dflash_mlx.decode.copying import Copying
 from dflash_mlx.decode.device import DeviceWork, queue
-from dflash_mlx.decode.emission import NOTHING_DRAFTED, Drafting, Emission, Judged, Token, Unread
+from dflash_mlx.decode.emission import (
+    COPIED,
+    NOTHING_DRAFTED,
+    Drafting,
+    Emission,
+    Judged,
+    Token,
+    Unread,
+)
 from dflash_mlx.decode.forwards import Forwards
 from dflash_mlx.decode.guide import Guided
 from dflash_mlx.decode.options import Options
@@ -61,6 +70,7 @@ class Decoder:
         taps = draft.target_layer_ids if drafting or keep_cache else ()
         self._target = Forwards(view, draft, cache, options, taps)
         self._guided = Guided(options.guide, cache)
+        self._copying = Copying(cache, self.policy, options.copies and drafting)
         self._interrupts = agreement.interrupts()
         self._clock = clock or CycleClock()
         self._history_start = len(cache.tokens)  # where a plain mlx_lm cache began
@@ -101,10 +111,10 @@ class Decoder:
                     # The device gets its next work before the host emits. A forward of the target
                     # must wait until the rejected rows of the last one are rolled back.
                     proposals = following = None
-                    count = self.choose(waiting)
+                    count, copied = self.choose(waiting)
                     if count:
                         proposals = self.propose(waiting, count)
-                    elif not self._target.verifying and self._continues(waiting):
+                    elif not (copied or self._target.verifying) and self._continues(waiting):
                         following = self.plain(waiting.anchor)
                     self._taken = False
                     yield self.emit(waiting, followed=proposals is not None)
@@ -116,6 +126,8 @@ class Decoder:
                     anchor = waiting.anchor
                     if proposals is not None:
                         waiting = self.verify(anchor, proposals)
+                    elif copied:
+                        waiting = self.copy(waiting, copied)
                     else:
                         waiting = following or self.forced(anchor) or self.plain(anchor)
             finally:
@@ -147,17 +159,21 @@ class Decoder:
         if self.cache.prompt_begin is not None:
             self._history_start, self.cache.prompt_begin = self.cache.prompt_begin, None
         tokens, size = [*refill, *prompt[:-1]], self.options.prefill_step_size
-        yield from prefill(self._target, self.cache, tokens, lambda: size, self._interrupts)
+        copies = self._copying.on
+        yield from prefill(self._target, self.cache, tokens, lambda: size, self._interrupts, copies)
         self.cache.tokens.append(prompt[-1])
         self._guided.begin()
+        self._copying.begin()
 
     @phase("choice")
-    def choose(self, waiting: Emission) -> int:
-        """How many proposals to draft behind the tokens that wait; 0 for a plain cycle."""
+    def choose(self, waiting: Emission) -> tuple[int, list[int]]:
+        """How many proposals to draft behind the tokens that wait, or what to copy there; neither
+        in a plain cycle."""
         if waiting.known is not None:
             self._tell(waiting)
         self._most = self._most_proposals(waiting)
-        return self.policy.choose(self._most, self._target.cached)
+        copied = self._copying.tokens(waiting.known, self._most, self._target.cached)
+        return 0 if copied else self.policy.choose(self._most, self._target.cached), copied
 
     @phase("draft")
     def propose(self, waiting: Emission, count: int) -> Proposals | Lattice:
@@ -200,6 +216,19 @@ class Decoder:
             return self.plain(anchor, drafting)
         return self._judged(anchor, wanted, drafting, forced)
 
+    def copy(self, waiting: Emission, tokens: list[int]) -> Emission:
+        """Verify copied tokens, and accept; where they were behind a token that came out otherwise
+        than was thought, others, or none."""
+        if waiting.known is None:
+            with phase("choice"):
+                tokens = self._copying.tokens((), self._most, self._target.cached)
+        drafting = COPIED if tokens else NOTHING_DRAFTED
+        wanted, forced = self._guided.revise(Proposals(mx.array(tokens, mx.int32)), self._most)
+        if not wanted.tokens.size:
+            self._clock.spoil()  # the device had nothing to do while the host looked
+            return self.plain(waiting.anchor)
+        return self._judged(waiting.anchor, wanted, drafting, forced)
+
     def forced(self, anchor: mx.array) -> Judged | None:
         """Verify what a guide leaves no choice about, without a draft; None where it leaves one."""
         if not self._guided:
@@ -216,6 +245,7 @@ class Decoder:
         with DeviceWork(self.cache):
             block = mx.concatenate([anchor, proposals.tokens.astype(anchor.dtype)])
             logits, features = self._target.verify(block, proposals.tree)
+            self._copying.read_on()
             with phase("accept"):
                 logits = self._guided.restrict(logits, proposals)
                 verdict = self._rule.judge(logits, proposals, self._history(anchor))
@@ -237,6 +267,7 @@ class Decoder:
             token = self._choice(logprobs)
             self._choice.move(1)
             queue(token, logprobs)
+            self._copying.read_on()
             return Unread(token, logprobs, context, drafting, prefill)
 
     def emit(self, waiting: Emission, followed: bool) -> Generator[Token, None, None]:
@@ -249,6 +280,8 @@ class Decoder:
         counts.target_forwards += not waiting.prefill
         counts.proposed += waiting.proposed
         counts.plain_forwards += not waiting.prefill and not waiting.proposed
+        copied = waiting.drafting.copied
+        counts.copies += waiting.proposed * copied
         with DeviceWork(self.cache):
             tokens = list(waiting.tokens())
         if waiting.known is None:
@@ -256,6 +289,7 @@ class Decoder:
         for token in tokens:
             counts.emitted += 1
             counts.accepted += token.from_draft
+            counts.copied += token.from_draft and copied
             self.cache.tokens.append(token.id)
             self.finished = (
                 token.id in self.options.stop_tokens or counts.emitted == self.options.max_tokens

@@ -21,6 +21,7 @@ class Options:
     draft. `random_state` is what such a sampler draws from. `guide` rules what the text may be.
     `nodes` of a tree are put to the target in each cycle that drafts, where the target takes trees
     and nothing but the draft proposes; 0 is a line of as many proposals as the policy wants.
+    `copies` lets a policy that learns propose earlier text again.
     """
 
     max_tokens: int = 256
@@ -36,3 +37,4 @@ class Options:
     random_state: RandomState = field(default_factory=ThreadState)
     guide: Guide | None = None
     nodes: int = 0
+    copies: bool = True

@@ -7,11 +7,12 @@ import mlx.core as mx
 
 from dflash_mlx.decode.agreement import Agreement, Alone
 from dflash_mlx.decode.cache import PromptCache
-from dflash_mlx.decode.device import DeviceWork
+from dflash_mlx.decode.device import DeviceWork, queue
 from dflash_mlx.decode.forwards import Forwards
 from dflash_mlx.decode.interrupts import Interrupts
 from dflash_mlx.decode.options import Options
 from dflash_mlx.draft import DFlashDraft
+from dflash_mlx.propose.copies import STRIDE
 from dflash_mlx.target import TargetView
 
 
@@ -46,7 +47,7 @@ def fill(
     with interrupts:
         try:
             step = step or (lambda: options.prefill_step_size)
-            yield from prefill(forwards, cache, tokens, step, interrupts)
+            yield from prefill(forwards, cache, tokens, step, interrupts, options.copies)
         finally:
             if cache.valid:
                 forwards.commit()
@@ -59,6 +60,7 @@ def prefill(
     tokens: Sequence[int],
     step: Callable[[], int],
     interrupts: Interrupts,
+    copies: bool,
 ) -> Generator[Prefilled, None, None]:
     """Run all of a prompt but its last token, in mlx_lm's chunks.
 
@@ -66,6 +68,7 @@ def prefill(
         tokens: all but the last, whose logits are wanted.
         step: gives the most tokens of the next chunk.
         interrupts: delivered between two chunks.
+        copies: whether the prompt may be copied from; it is read while the device runs it.
     """
     total, done = len(tokens) + 1, 0
     yield Prefilled(done, total)
@@ -76,6 +79,10 @@ def prefill(
             # A draft whose layers all slide sees nothing of what lies far before the end.
             forwards.run(mx.array(chunk), tapped=forwards.feed.reaches(total - done))
             cache.tokens += chunk
+            if copies:
+                queue(*(c.state for c in cache.target))
+                cache.copies.follow(cache.tokens)
+                cache.copies.read(len(chunk) + STRIDE)
             mx.eval([c.state for c in cache.target])
             forwards.feed.settle()
         mx.clear_cache()

@@ -10,8 +10,9 @@ class Statistics:
     Attributes:
         emitted: tokens emitted, the first one (from the prefill) included.
         target_forwards: forwards of the target after the prefill whose tokens were emitted.
-        proposed: proposals verified.
+        proposed: proposals verified, drafted and copied.
         accepted: emitted tokens that were proposals.
+        copies, copied: of either, those that were copied from the text.
         plain_forwards: of the target forwards, those that verified no proposals.
     """
 
@@ -19,6 +20,8 @@ class Statistics:
     target_forwards: int = 0
     proposed: int = 0
     accepted: int = 0
+    copies: int = 0
+    copied: int = 0
     plain_forwards: int = 0
 
     @property

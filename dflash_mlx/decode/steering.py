@@ -40,7 +40,7 @@ def tell(policy: Policy, clock: CycleClock, emission: Emission, followed: bool =
     if not policy.learns:
         return
     drafting, own = emission.drafting, not emission.forced
-    lap = clock.lap(drafting.count > 0, followed)
+    lap = clock.lap(drafting.count > 0, followed, drafting.copied)
     if emission.prefill:
         return
     policy.observe(
@@ -52,5 +52,6 @@ def tell(policy: Policy, clock: CycleClock, emission: Emission, followed: bool =
             accepted=emission.accepted if own else 0,
             confidences=read_signs(drafting.signs),
             read=drafting.awaited,
+            copied=drafting.copied,
         )
     )

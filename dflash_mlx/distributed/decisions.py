@@ -116,6 +116,13 @@ class SharedPolicy:
         self._decides = ranks.leads or not policy.learns
         self._plain_left = 0
 
+    def copy(self, chances: Sequence[float], context: int) -> int:
+        """As `Policy.copy`; all ranks see the same tokens, and so the same chances."""
+        if self._plain_left or not self.learns:
+            return 0
+        count = self._own.copy(chances, context) if self._decides else 0
+        return self._ranks.told([count])[0]
+
     def choose(self, most: int, context: int) -> int:
         """As `Policy.choose`; behind a plain cycle come others about which nobody is asked."""
         if self._plain_left:

@@ -14,7 +14,7 @@ def low_acceptance(proposed: int, accepted: int, target_forwards: int) -> str | 
     """A hint when hardly any proposal was accepted over a long text; None when all is well.
 
     Args:
-        proposed, accepted: proposals verified, and those of them that were emitted.
+        proposed, accepted: the draft's proposals verified, and those of them that were emitted.
         target_forwards: forwards of the target after the prefill.
     """
     counted = min(proposed, A_FORWARD * target_forwards)
@@ -42,7 +42,8 @@ def low_acceptance(proposed: int, accepted: int, target_forwards: int) -> str | 
 
 def advice(figures: Figures) -> str | None:
     """A hint on one answer: `low_acceptance`, or why most of it was decoded plainly."""
-    hint = low_acceptance(figures.proposed, figures.accepted, figures.target_forwards)
+    proposed, accepted = figures.proposed - figures.copies, figures.accepted - figures.copied
+    hint = low_acceptance(proposed, accepted, figures.target_forwards)
     if hint is None and figures.drafting_off and figures.plain_share > 0.5:
         return f"Drafting is off: {figures.drafting_off}."
     return hint

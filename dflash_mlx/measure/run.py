@@ -27,6 +27,7 @@ class Settings:
     max_tokens: int = Options.max_tokens
     verify_length: int | str | None = "auto"
     tree: int = 0
+    copies: str = "auto"
     temp: float = 0.0
     top_p: float = 1.0
     min_p: float = 0.0
@@ -51,7 +52,12 @@ class Settings:
 
     def dflash_arguments(self) -> dict[str, Any]:
         """The keyword arguments of our `stream_generate`."""
-        own = {"verify_length": self.verify_length, "tree": self.tree, "stop": self.stop}
+        own = {
+            "verify_length": self.verify_length,
+            "tree": self.tree,
+            "copies": self.copies,
+            "stop": self.stop,
+        }
         return self.plain_arguments() | own
 
 
@@ -66,6 +72,7 @@ class Forward:
     accepted: int
     emitted: int
     tree: bool = False
+    copied: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,8 @@ def _until(responses: Iterable[Any], stop: tuple[str, ...]) -> Iterator[Any]:
 def _timed(responses: Iterable[Any], tree: bool = False) -> Run:
     tokens: list[int] = []
     forwards: list[Forward] = []
-    proposed = accepted = emitted = seen = 0
+    proposed = accepted = emitted = copies = seen = 0
+    copied = False
     first = end = tic = time.perf_counter()
     for r in responses:
         end = time.perf_counter()
@@ -151,11 +159,11 @@ def _timed(responses: Iterable[Any], tree: bool = False) -> Run:
         if getattr(r, "target_forwards", 0) > seen:
             # The first token of a new forward: what came before it belongs to the last one.
             if seen:
-                forwards.append(Forward(proposed, accepted, emitted, tree))
+                forwards.append(Forward(proposed, accepted, emitted, tree, copied))
             proposed, accepted, emitted = r.proposed - sum(f.proposed for f in forwards), 0, 0
-            seen = r.target_forwards
+            seen, copied, copies = r.target_forwards, r.copies > copies, r.copies
         accepted += bool(r.from_draft)
         emitted += 1
     if seen:
-        forwards.append(Forward(proposed, accepted, emitted, tree))
+        forwards.append(Forward(proposed, accepted, emitted, tree, copied))
     return Run(tokens, first - tic, end - first, mx.get_peak_memory() / 1e9, forwards)

@@ -47,6 +47,7 @@ class Summary:
         prompt_tokens: mean over the prompts.
         verify_length: mean proposals verified per target forward that verified any.
         plain_share: share of the target's forwards that verified none.
+        copied_share: share of the tokens after the first ones that were copied from the text.
         histogram: histogram[n - 1] forwards emitted n tokens.
         by_position: share of the proposals verified at each position that were accepted; empty
             where trees were asked for.
@@ -62,6 +63,7 @@ class Summary:
     prompt_tokens: float
     verify_length: float
     plain_share: float
+    copied_share: float
     histogram: list[int]
     by_position: list[float]
 
@@ -86,6 +88,9 @@ def summarize(results: Sequence[Result]) -> Summary:
         prompt_tokens=sum(len(r.prompt.tokens) for r in results) / len(results),
         verify_length=_ratio(sum(f.proposed for f in verifies), len(verifies)),
         plain_share=_ratio(len(forwards) - len(verifies), len(forwards)),
+        copied_share=_ratio(
+            sum(f.accepted for f in forwards if f.copied), sum(f.emitted for f in forwards)
+        ),
         histogram=_histogram(forwards),
         by_position=_by_position([f for f in verifies if not f.tree]),
     )

@@ -1,7 +1,8 @@
 """The verify length that pays, decided every cycle.
 
 A cycle of m proposals takes C(m) plain steps and yields E(m) tokens, so it runs E(m) / C(m) times
-as fast as plain decoding. The best m is drafted while that is above one. What is uncertain gets a
+as fast as plain decoding. The best m is drafted while that is above one, and copied where that is
+above both. What is uncertain gets a
 little in advance, so that it is tried; lengths are reached by doublings. While plain decoding wins,
 a look at the draft is taken now and then, and while drafting wins, plain decoding is timed now and
 then: as often as one account of what looks may lose allows, and ever more seldom while they change
@@ -12,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import log
 
-from dflash_mlx.policy.chances import NO_TEXTS, Chances, Text
-from dflash_mlx.policy.costs import GUESS, LEAST_DRAFT, SLOWLY, Costs
+from dflash_mlx.policy.chances import NO_TEXTS, Chances, Text, expected
+from dflash_mlx.policy.costs import FIRST_REACH, GUESS, LEAST_DRAFT, SLOWLY, Costs
 from dflash_mlx.policy.kept import Store
 from dflash_mlx.policy.protocol import Cycle, Kind, Sign
 
+SURER = 0.15  # share by which a copy has to promise more than drafting or plain decoding
 OPTIMISM = 1.2  # standard deviations of its cost that a length, or plain decoding, gets in advance
-FIRST_REACH = 3  # proposals; the most where nothing longer was ever timed
 LOOKING = 0.02  # share of the time that looks may lose
 CREDIT = 12.0  # plain steps; the most that looks may lose at once, beside their share
 SHORT_REST, LONG_REST = 12.0, 200.0  # plain steps of rest for each that a look may lose
@@ -110,6 +111,18 @@ class AdaptiveLength:
         # A new text may be of another kind, and need not wait as long.
         self._rest = self._place.rest / 2
 
+    def copy(self, chances: Sequence[float], context: int) -> int:
+        if not self._begun:
+            self._begin(context)
+        costs = self.learned.at(context).costs
+        tokens, steps = expected(chances[: costs.within(len(chances))]), costs.copied()
+        worth, m = max((t / s, m) for m, (t, s) in enumerate(zip(tokens, steps, strict=False)))
+        if self._plain_left or worth < 1 + SURER:
+            return 0  # a look at plain decoding is not disturbed
+        drafted = self._text.tokens(costs.within(len(chances)))
+        rival = max(t / s for t, s in zip(drafted, costs.steps(), strict=False))
+        return m if worth > rival * (1 + SURER) else 0
+
     def choose(self, most: int, context: int) -> int:
         self._planned, self._rate = 0, None
         if self._plain_left or not most:
@@ -122,7 +135,7 @@ class AdaptiveLength:
             return 0
         costs = self.learned.at(context).costs
         self._steps = steps = costs.steps()
-        reach = min(max(2 * costs.reach + 1, FIRST_REACH), most)
+        reach = costs.within(most)
         tokens = self._text.tokens(reach)
         values = [log(t / s) for t, s in zip(tokens, steps, strict=False)]
         best = max(range(1, reach + 1), key=values.__getitem__)
@@ -187,7 +200,9 @@ class AdaptiveLength:
         learned, costs = self.learned, self.learned.at(cycle.context).costs
         costs.observe(cycle)
         taken, steps = 1.0, costs.steps()
-        if cycle.drafted:
+        if cycle.copied:
+            taken = costs.copied()[cycle.verified]
+        elif cycle.drafted:
             taken = steps[cycle.verified] * (1 + costs.reading * cycle.read)
             if cycle.lap.kind is Kind.ENTRY:
                 taken += costs.detour
@@ -198,7 +213,10 @@ class AdaptiveLength:
         if cycle.read and cycle.verified < len(cycle.confidences):
             confidence = cycle.confidences[cycle.verified]
             held_back = learned.chances.chance(confidence, cycle.verified)
-        self._text.observe(cycle.verified, cycle.accepted, held_back)
+        if cycle.copied:
+            self._text.pass_over()
+        else:
+            self._text.observe(cycle.verified, cycle.accepted, held_back)
         self._rest -= taken
         learned.charge(taken, cycle.accepted + 1)
 

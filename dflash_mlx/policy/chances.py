@@ -37,7 +37,7 @@ class Chances:
 
     def tokens(self, confidences: Sequence[Sign]) -> list[float]:
         """Tokens that a verify of the first m = 0, 1, … proposals yields on average."""
-        return _tokens(self.chance(c, depth) for depth, c in enumerate(confidences))
+        return expected(self.chance(c, depth) for depth, c in enumerate(confidences))
 
     def observe(self, confidences: Sequence[Sign], verified: int, accepted: int) -> None:
         """Learn what confidences mean."""
@@ -91,7 +91,7 @@ class Text:
         while better < HOPE:
             level -= 1
             better += self._belief[level]
-        return _tokens(self._chances.table[level][:most])
+        return expected(self._chances.table[level][:most])
 
     def observe(self, verified: int, accepted: int, held_back: float | None = None) -> None:
         """Learn from one verify; `held_back` is the chance of a proposal that was left out for it,
@@ -141,7 +141,8 @@ def _sums(gains: Iterable[float]) -> list[float]:
     return sums
 
 
-def _tokens(chances: Iterable[float]) -> list[float]:
+def expected(chances: Iterable[float]) -> list[float]:
+    """Tokens that a verify of the first m = 0, 1, … proposals with these chances yields."""
     return _sums(accumulate(chances, mul))
 
 

@@ -1,6 +1,6 @@
 """What cycles cost on this machine: log-seconds, learned by a Kalman filter from the laps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, log, log2, sqrt
 
 from dflash_mlx.policy.protocol import Cycle, Kind
@@ -15,6 +15,7 @@ FIRST_NOISE = 0.3  # log; how laps scatter, before they have shown it
 LEAST_NOISE = 0.02  # log; no machine is steadier
 BUSY = 0.2  # log; laps that scatter more, or are slower by more, are of a busy moment
 SURPRISE = 2.0  # standard deviations; a lap further out is a spike, and counts as this far out
+FIRST_REACH = 3  # proposals; the most where nothing longer was ever timed
 LEAST_DRAFT = 0.05  # plain steps; no draft's forward costs less
 NOTHING = 1e-6  # log, squared; a covariance that moves no estimate
 SLOWLY = 0.05  # share by which noise, depths and what reading gains follow what is seen
@@ -85,29 +86,37 @@ class Costs:
         seconds, kind = cycle.lap
         if self.frozen or kind is Kind.VOID or seconds <= 0:
             return
-        parts = [0]
-        if cycle.drafted:
-            self.last, self.timed = cycle.verified, self.timed + 1
-            self.reach = max(self.reach, self.last)
-            parts += [1 + cycle.verified, self._read] if cycle.read else [1 + cycle.verified]
+        parts, m, drafted = {0: 1.0}, cycle.verified, cycle.drafted > 0
+        self.reach = max(self.reach, m)
+        if drafted:
+            self.last, self.timed = m, self.timed + 1
+            parts |= {1 + m: 1.0, self._read: 1.0} if cycle.read else {1 + m: 1.0}
         if kind is Kind.ENTRY:
             # How much of the plain step is in it depends on how far ahead the device queues.
             seconds = max(seconds - self.plain, seconds / 2)
         if kind in (Kind.ENTRY, Kind.EXIT):
-            parts.append(self._entry if cycle.drafted else self._exit)
-        self._update(parts, log(seconds))
+            parts[self._entry if drafted else self._exit] = 1.0
+        seen = log(seconds)
+        if kind is Kind.COPIED:
+            if not self._paced:
+                return
+            # Near what is believed its log is linear in those of C(m) and C(0), too.
+            steps, taken = self.steps(), self.copied()[m]
+            slopes = {1 + m: steps[m] / taken, 1: -steps[0] / taken}
+            seen -= log(taken) - sum(w * self._mean[i] for i, w in slopes.items())
+            parts, drafted = parts | slopes, self._first
+        self._update(parts, seen, drafted)
 
-    def _update(self, parts: Sequence[int], seen: float) -> None:
+    def _update(self, parts: Mapping[int, float], seen: float, drafted: bool) -> None:
         mean, var = self._mean, self._var
         if not self._paced:
             # The first lap says how fast the machine is, and nothing else.
-            mean[0], var[0][0] = seen - sum(mean[i] for i in parts[1:]), 100.0
+            mean[0], var[0][0] = seen - sum(mean[i] for i in parts if i), 100.0
         for i in range(self.most + 2):
             var[i][i] += OWN_DRIFT**2 if i else PACE_DRIFT**2
-        column = [sum(row[i] for i in parts) for row in var]
-        spread = sqrt(sum(column[i] for i in parts) + self.noise**2)
-        z = (seen - sum(mean[i] for i in parts)) / spread
-        drafted = 0 < parts[-1] <= self.most + 1 or len(parts) > 2
+        column = [sum(w * row[i] for i, w in parts.items()) for row in var]
+        spread = sqrt(sum(w * column[i] for i, w in parts.items()) + self.noise**2)
+        z = (seen - sum(w * mean[i] for i, w in parts.items())) / spread
         if self._kept and self._paced and drafted != self._first:
             self._kept = False
             if abs(z) > SURPRISE:
@@ -115,7 +124,7 @@ class Costs:
                 mean[1:], self._var = new._mean[1:], new._var
                 # What paced the machine says so without kept costs only of plain steps.
                 self._var[0][0], self._paced = self.noise**2, drafted
-                return self._update(parts, seen)
+                return self._update(parts, seen, drafted)
         if not self._paced:
             self._first = drafted
         self._paced = True
@@ -138,6 +147,15 @@ class Costs:
         """Plain steps of a cycle of m = 0 … most proposals; a plain step is always a part of it."""
         least = log(1 + LEAST_DRAFT)
         return [exp(max(x, least)) for x in self._mean[1 : self.most + 2]]
+
+    def copied(self) -> list[float]:
+        """Plain steps of a verify of m = 0 … most proposals that needed no draft's forward."""
+        draft, *_ = steps = self.steps()
+        return [max(s - draft, 0.0) + 1 for s in steps]
+
+    def within(self, most: int) -> int:
+        """How many proposals may be verified, of `most`: lengths are reached by doublings."""
+        return min(max(2 * self.reach + 1, FIRST_REACH), most)
 
     def doubt(self, m: int, n: int | None = None) -> float:
         """Standard deviation of the log of a cycle's cost, against a plain step or a length n."""

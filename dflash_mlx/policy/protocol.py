@@ -10,12 +10,14 @@ Sign = float | Sequence[float]
 
 class Kind(Enum):
     """What was timed. ENTRY is a drafted cycle and the plain one before it, which the device was
-    still at; EXIT is a plain cycle behind a drafted one; VOID tells nothing about any cycle."""
+    still at; EXIT is a plain cycle behind a verify; COPIED is a verify without a draft; VOID tells
+    nothing about any cycle."""
 
     PLAIN = "plain"
     DRAFTED = "drafted"
     ENTRY = "entry"
     EXIT = "exit"
+    COPIED = "copied"
     VOID = "void"
 
 
@@ -32,9 +34,10 @@ class Cycle(NamedTuple):
     Attributes:
         context: tokens in the target's cache when it began.
         lap: its time.
-        drafted, verified, accepted: proposals; `drafted` is 0 for a plain cycle.
+        drafted, verified, accepted: proposals; `drafted` is 0 for a cycle without a draft.
         confidences: the draft's, one per proposal drafted; empty where it gives none.
         read: whether `narrow` read them, so that the verify had to wait for the draft.
+        copied: whether the proposals were copied.
     """
 
     context: int
@@ -44,12 +47,15 @@ class Cycle(NamedTuple):
     accepted: int = 0
     confidences: Sequence[Sign] = ()
     read: bool = False
+    copied: bool = False
 
 
 class Policy(Protocol):
     """Decides for one generation what every cycle drafts and verifies.
 
-    The loop calls `choose` once a cycle, then `narrow` if that was not 0, and in the end `finish`.
+    Where earlier text may be copied the loop calls `copy`, twice if the first answer was about a
+    token yet unread. Where nothing is copied at first it calls `choose`, then `narrow` if that was
+    not 0. In the end it calls `finish`.
     A cycle that verified something is observed before the next `choose`. Behind any other the next
     one is chosen first, as the device must not wait for the host: it is observed between that
     `choose` and the `narrow` that follows. The last cycle may never be observed.
@@ -61,6 +67,10 @@ class Policy(Protocol):
 
     learns: bool
     reason: str | None
+
+    def copy(self, chances: Sequence[float], context: int) -> int:
+        """Proposals to copy now, 0 … all, with `context` tokens in the target's cache, where each
+        has this chance if those before it are accepted."""
 
     def choose(self, most: int, context: int) -> int:
         """Proposals to draft now, 0 … most, with `context` tokens in the target's cache; 0 is a
@@ -78,13 +88,16 @@ class Policy(Protocol):
 
 
 class FixedLength:
-    """Always the same number of proposals; 0 is plain decoding."""
+    """Always the same number of proposals, all drafted; 0 is plain decoding."""
 
     learns = False
     reason: str | None = None
 
     def __init__(self, length: int):
         self.length = self._count = length
+
+    def copy(self, chances: Sequence[float], context: int) -> int:
+        return 0
 
     def choose(self, most: int, context: int) -> int:
         self._count = min(self.length, most)

@@ -44,6 +44,7 @@ class Totals:
     target_forwards: int = 0
     proposed: int = 0
     accepted: int = 0
+    copied: int = 0
     cache_bytes: int = 0
     cache_entries: int = 0
     evicted: int = 0
@@ -68,6 +69,7 @@ class Totals:
         self.target_forwards += figures.target_forwards
         self.proposed += figures.proposed
         self.accepted += figures.accepted
+        self.copied += figures.copied
 
 
 @dataclass

@@ -158,6 +158,7 @@ class Exchange:
             "cached_tokens": figures.cached,
             "target_forwards": figures.target_forwards,
             "draft_tokens": sum(token.from_draft for token in self._tokens),
+            "copied_tokens": figures.copied,
             "tokens": figures.generation_tokens,
         }
 

@@ -136,8 +136,8 @@ class Figures:
         first_token_s: from submission to the first token, the queue included; 0 without a token.
         prompt_tps: prompt tokens run a second.
         generation_tps: tokens a second from the first token on, other requests' turns included.
-        acceptance_length, verify_length, plain_share, target_forwards, proposed, accepted: as in
-            GenerationResponse.
+        acceptance_length, verify_length, plain_share, target_forwards, proposed, accepted, copied:
+            as in GenerationResponse.
         peak_memory: in GB.
     """
 
@@ -154,6 +154,7 @@ class Figures:
     target_forwards: int = 0
     proposed: int = 0
     accepted: int = 0
+    copied: int = 0
     peak_memory: float = 0.0
 
 

@@ -198,6 +198,7 @@ class Sequence:
             target_forwards=counts.target_forwards,
             proposed=counts.proposed,
             accepted=counts.accepted,
+            copied=counts.copied,
             peak_memory=mx.get_peak_memory() / 1e9,
         )
         self._tell(Tokens(tuple(_told(tokens, job))))
