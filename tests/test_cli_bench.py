@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import jsonschema
@@ -421,5 +422,6 @@ def test_a_warm_up_waits_for_the_proofs_that_it_asks_for(tmp_path):
     prover = AtOnce(rounds=2)
     runs = []
     with Selection("off", prover=prover, book=VerdictBook(tmp_path / "book.json")).used():
-        assert comparison._settled(lambda *a: runs.append(a) or len(runs))(1, 2, 3, 4) == 3
-    assert runs == [(1, 2, 3, 4)] * 3 and prover.waited == 2
+        alone = SimpleNamespace(ranks=None)
+        assert comparison._settled(lambda *a: runs.append(a) or len(runs))(alone, 2, 3, 4) == 3
+    assert runs == [(alone, 2, 3, 4)] * 3 and prover.waited == 2
