@@ -127,11 +127,9 @@ class Selection:
 
     def record(self, shape: ShapeClass, verdict: Verdict) -> None:
         """Keep the verdict of a proof, and say so if the kernel gives way because of it."""
+        if verdict.outcome != "faster" and (verdict.outcome != "slower" or self.mode != "on"):
+            self._give_way(shape, verdict)  # said before anyone can know it
         self.book.put(shape.key, verdict)
-        if verdict.outcome == "slower" and self.mode == "on":
-            return
-        if verdict.outcome != "faster":
-            self._give_way(shape, verdict)
 
     def _give_way(self, shape: ShapeClass, verdict: Verdict) -> None:
         if shape in self._said:

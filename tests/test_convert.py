@@ -14,7 +14,6 @@ from dflash_mlx.convert import Report, convert, files
 from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.draft.dtype import parameters
 from tests import draft_checkpoints as published
-from tests.features import extend
 
 SETTINGS: list[dict[str, Any]] = [
     *({"bits": bits, "group_size": size} for bits in (4, 8) for size in (32, 64, 128)),
@@ -44,7 +43,7 @@ def output(draft: DFlashDraft) -> mx.array:
     config = draft.config
     shape = (1, 40, len(config.target_layer_ids) * config.hidden_size)
     context = draft.make_context()
-    extend(draft, context, mx.random.normal(shape, key=mx.random.key(1)))
+    draft.extend(context, mx.random.normal(shape, key=mx.random.key(1)))
     shape = (1, config.block_size, config.hidden_size)
     return draft(mx.random.normal(shape, key=mx.random.key(2)), context)
 

@@ -13,7 +13,6 @@ from dflash_mlx.convert import convert
 from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.draft import DFlashDraft, Proposals
 from dflash_mlx.draft.formats import recognise
-from tests.features import extend
 from tests.format_checkpoints import CASES, TAPS, H, V, write
 
 SOME = [name for name in CASES if "confidence None" not in name and "40 tokens" not in name]
@@ -22,7 +21,7 @@ BITS, GROUP = 8, 32
 
 def proposed(draft: DFlashDraft) -> Proposals:
     context = draft.make_context()
-    extend(draft, context, mx.random.normal((1, 12, TAPS * H), key=mx.random.key(1)))
+    draft.extend(context, mx.random.normal((1, 12, TAPS * H), key=mx.random.key(1)))
     embed, head = (mx.random.normal((V, H), key=mx.random.key(seed)) for seed in (2, 3))
     return draft.propose(
         mx.array([7]),

@@ -13,7 +13,6 @@ from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.draft.heads.selector import CandidateSelector
 from dflash_mlx.errors import CheckpointError
 from tests import plain_draft
-from tests.features import extend
 from tests.test_draft import BASE, TAPS, random_draft
 
 
@@ -75,7 +74,7 @@ def test_proposals_over_many_cycles(variant: str, outer: dict) -> None:
     for rows in (30, 1, 4, 2, 270, 5):
         new = rng.standard_normal((rows, TAPS * 48))
         features = np.concatenate([features, new])
-        extend(draft, context, mx.array(new[None], mx.float32))
+        draft.extend(context, mx.array(new[None], mx.float32))
         anchor = int(rng.integers(64))
         hidden, logits = plain_block(tensors, config, table, features, anchor)
         top_k = config["dflash_config"]["selector_top_k"]

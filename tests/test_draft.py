@@ -9,7 +9,6 @@ from dflash_mlx.checkpoint import build_draft
 from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.draft.formats import draft_config
 from tests import plain_draft
-from tests.features import extend
 
 TAPS = 3
 BASE = {
@@ -69,7 +68,7 @@ def test_each_layer_over_many_cycles(variant: str) -> None:
     for rows in (40, 1, 3, 6, 2, 300, 1, 5, 260, 4, 4, 4):
         new = rng.standard_normal((rows, TAPS * 48))
         features = np.concatenate([features, new])
-        extend(draft, context, mx.array(new[None], mx.float32))
+        draft.extend(context, mx.array(new[None], mx.float32))
         assert context.offset == len(features)
         embeddings = rng.standard_normal((6, 48))
         expected = plain_draft.layer_outputs(tensors, config, embeddings, features)
@@ -88,7 +87,7 @@ def test_a_windowed_context_does_not_grow() -> None:
     context = draft.make_context()
     before = context.nbytes
     for rows in (700, 1, 40, 5, 900):
-        extend(draft, context, mx.random.normal((1, rows, TAPS * 48)))
+        draft.extend(context, mx.random.normal((1, rows, TAPS * 48)))
         mx.eval(context.arrays)
     assert context.nbytes == before
     assert context.offset == 1646
@@ -98,21 +97,21 @@ def test_a_rewound_context_equals_one_that_never_went_further() -> None:
     draft, _ = random_draft(BASE | VARIANTS["mixed"])
     features = mx.random.normal((1, 70, TAPS * 48))
     straight, rewound = draft.make_context(), draft.make_context()
-    extend(draft, straight, features[:, :50])
-    extend(draft, rewound, features[:, :47])
-    extend(draft, rewound, features[:, 47:53])
+    draft.extend(straight, features[:, :50])
+    draft.extend(rewound, features[:, :47])
+    draft.extend(rewound, features[:, 47:53])
     rewound.rewind(50)
     block = mx.random.normal((1, 6, 48))
     for _ in range(2):
         assert mx.allclose(draft(block, straight), draft(block, rewound), atol=1e-5)
-        extend(draft, straight, features[:, 50:52])
-        extend(draft, rewound, features[:, 50:52])
+        draft.extend(straight, features[:, 50:52])
+        draft.extend(rewound, features[:, 50:52])
 
 
 def test_only_proposal_rows_reach_the_head() -> None:
     draft, _ = random_draft(BASE | {"final_logit_softcapping": 5.0})
     context = draft.make_context()
-    extend(draft, context, mx.random.normal((1, 9, TAPS * 48)))
+    draft.extend(context, mx.random.normal((1, 9, TAPS * 48)))
     table = mx.random.normal((64, 48))
     seen = []
 
@@ -134,6 +133,6 @@ def test_features_are_cast_to_the_drafts_dtype() -> None:
     draft, _ = random_draft(BASE)
     draft.set_dtype(mx.bfloat16)
     context = draft.make_context()
-    extend(draft, context, mx.random.normal((1, 9, TAPS * 48)))
+    draft.extend(context, mx.random.normal((1, 9, TAPS * 48)))
     assert all(array.dtype == mx.bfloat16 for array in context.arrays)
     assert draft(mx.random.normal((1, 6, 48)), context).dtype == mx.bfloat16

@@ -16,7 +16,6 @@ from dflash_mlx.decode import Decoder, Options
 from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.draft import Choice, Context, DFlashDraft, Proposals
 from dflash_mlx.policy import FixedLength
-from tests.features import extend
 from tests.format_checkpoints import (
     BLOCK,
     CASES,
@@ -70,7 +69,7 @@ def test_agrees_with_the_formulas(name: str, tmp_path: Path) -> None:
     for count in (7, 1, 20, 2, 1):
         new = rng.standard_normal((count, TAPS * H))
         features = np.concatenate([features, new])
-        extend(draft, context, mx.array(new[None], mx.float32))
+        draft.extend(context, mx.array(new[None], mx.float32))
         anchor, context.before = (int(i) for i in rng.integers(0, V, 2))
         hidden = plain.hidden(features, block_tokens(case, anchor), 1)
         block = draft._embed_block(mx.array([anchor]), lambda t: as_given[0][t])
@@ -126,7 +125,7 @@ def test_fewer_proposals_are_the_first_ones(tmp_path: Path) -> None:
         write(tmp_path / name, case)
         draft = load_draft(tmp_path / name)
         context = draft.make_context()
-        extend(draft, context, mx.random.normal((1, 12, TAPS * H), key=mx.random.key(1)))
+        draft.extend(context, mx.random.normal((1, 12, TAPS * H), key=mx.random.key(1)))
 
         def run(count: int, draft: DFlashDraft = draft, context=context) -> list[int]:
             return draft.propose(

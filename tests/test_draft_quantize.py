@@ -20,7 +20,6 @@ from dflash_mlx.draft.quantize import (
 )
 from dflash_mlx.errors import CheckpointError, DFlashError
 from tests import draft_checkpoints as published
-from tests.features import extend
 
 FLOATS = (mx.bfloat16, mx.float16, mx.float32)
 
@@ -32,7 +31,7 @@ def hidden(draft: DFlashDraft, scale: float = 1.0) -> mx.array:
     features = mx.random.normal((1, 40, len(config.target_layer_ids) * width), key=mx.random.key(1))
     embeddings = mx.random.normal((1, config.block_size, width), key=mx.random.key(2))
     context = draft.make_context()
-    extend(draft, context, scale * features)
+    draft.extend(context, scale * features)
     return draft(embeddings, context)
 
 

@@ -13,7 +13,6 @@ import pytest
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.draft import DFlashDraft, Proposals
-from tests.features import extend
 
 VECTORS = Path(__file__).parent / "vectors"
 CASES = sorted(path.name for path in VECTORS.iterdir() if path.is_dir())
@@ -46,7 +45,7 @@ class Reference:
         return hidden @ table.T
 
     def extend(self, cycle: int) -> None:
-        extend(self.draft, self.context, mx.array(self[f"features_{cycle}"][None]))
+        self.draft.extend(self.context, mx.array(self[f"features_{cycle}"][None]))
 
     def propose(self, cycle: int, choose, count: int | None = None) -> Proposals:
         if "before_anchor" in self.arrays:

@@ -16,7 +16,6 @@ from dflash_mlx.draft import DFlashDraft, DraftConfig
 from dflash_mlx.draft.context import LayerGroup
 from dflash_mlx.draft.formats import draft_config
 from dflash_mlx.errors import DFlashError
-from tests.features import extend
 from tests.tiny_pair import write_pair
 
 SINKS = DFlashDraft.sinks
@@ -49,7 +48,7 @@ def filled(draft: DFlashDraft, features: mx.array, steps: list[int]) -> Any:
     for i in range(features.shape[1]):
         if done >= features.shape[1]:
             break
-        extend(draft, context, features[:, done : done + steps[i % len(steps)]])
+        draft.extend(context, features[:, done : done + steps[i % len(steps)]])
         done += steps[i % len(steps)]
     assert context.offset == features.shape[1]
     return context

@@ -217,7 +217,7 @@ class _Response:
         self.text = text
         self.generation_tokens, self.generation_tps, self.prompt_tps = 1, 1.0, 1.0
         self.prompt_tokens, self.finish_reason, self.peak_memory = 1, None, 0.0
-        self.target_forwards = self.proposed = self.accepted = 0
+        self.target_forwards = self.proposed = self.accepted = self.copies = self.copied = 0
         self.acceptance_length = self.verify_length = self.plain_share = 0.0
         self.drafting_off = None
 

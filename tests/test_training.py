@@ -32,7 +32,6 @@ from dflash_mlx.training.trainer import (
     new_draft,
 )
 from dflash_mlx.training.vocabulary import LossVocabulary
-from tests.features import extend
 
 BLOCK, HIDDEN, VOCAB = 6, 32, 50
 TAPS = (1, 3)
@@ -116,7 +115,7 @@ def test_training_forward_is_the_inference_forward(changes):
     trained = block_states(draft, features, embeddings, mx.array(anchors))
     for row, anchor in np.ndindex(anchors.shape):
         context = draft.make_context()
-        extend(draft, context, features[row : row + 1, : anchors[row, anchor]])
+        draft.extend(context, features[row : row + 1, : anchors[row, anchor]])
         inferred = draft(embeddings[row, anchor][None], context)[0]
         assert mx.allclose(trained[row, anchor], inferred, atol=2e-5)
 

@@ -205,8 +205,15 @@ class DFlashDraft(nn.Module):
             return [self.layers[i].input_layernorm(c) for i in members]
         return [c] * len(members)
 
-    def extend(self, context: Context, features: Sequence[mx.array]) -> None:
-        """Add positions to the context by the outputs of the taps, [1, n, Ht] each."""
+    def extend(self, context: Context, features: Sequence[mx.array] | mx.array) -> None:
+        """Add positions to the context by the outputs of the taps.
+
+        Args:
+            context: of this draft's `make_context`.
+            features: [1, n, Ht] of each tap in their order, or joined, [1, n, taps * Ht].
+        """
+        if isinstance(features, mx.array):
+            features = tuple(mx.split(features, len(self.target_layer_ids), axis=-1))
         self.remember(context, self.condense(features))
 
     def __call__(self, embeddings: mx.array, context: Context) -> mx.array:
