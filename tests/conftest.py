@@ -1,7 +1,8 @@
-"""The suite neither reads nor writes what the user's own cache and data directories hold."""
+"""The suite neither uses the user's cache and data directories, nor minds how it was started."""
 
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import dflash_mlx.demo
 # A busy machine is slow, which is no failure.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+# A shell that runs it in the background lets it ignore Ctrl-C, and what it starts as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _directory = tempfile.TemporaryDirectory(prefix="dflash-mlx-tests-")
 for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
