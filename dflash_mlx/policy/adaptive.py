@@ -2,11 +2,10 @@
 
 A cycle of m proposals takes C(m) plain steps and yields E(m) tokens, so it runs E(m) / C(m) times
 as fast as plain decoding. The best m is drafted while that is above one, and copied where that is
-above both. What is uncertain gets a
-little in advance, so that it is tried; lengths are reached by doublings. While plain decoding wins,
-a look at the draft is taken now and then, and while drafting wins, plain decoding is timed now and
-then: as often as one account of what looks may lose allows, and ever more seldom while they change
-nothing.
+above both. What is uncertain gets a little in advance, so that it is tried; lengths are reached by
+doublings. While plain decoding wins, a look at the draft is taken now and then, and while drafting
+wins, plain decoding is timed now and then: as often as one account of what looks may lose allows,
+and ever more seldom while they change nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,9 +57,8 @@ class Learned:
         if costs or not kept:
             self._places[0] = Place(costs or Costs(most))
         self.chances = Chances(most)
-        self.gain = (
-            0.0  # tokens a cycle that choosing by confidence yields beyond choosing by depth
-        )
+        # Tokens a cycle that choosing by confidence yields beyond choosing by depth.
+        self.gain = 0.0
         self.credit = CREDIT / 2  # plain steps that looks may lose
 
     def at(self, context: int) -> Place:
@@ -111,10 +109,14 @@ class AdaptiveLength:
         # A new text may be of another kind, and need not wait as long.
         self._rest = self._place.rest / 2
 
-    def copy(self, chances: Sequence[float], context: int) -> int:
+    def _costs(self, context: int) -> Costs:
+        """What cycles cost now; the first time that this is asked, the text begins."""
         if not self._begun:
             self._begin(context)
-        costs = self.learned.at(context).costs
+        return self.learned.at(context).costs
+
+    def copy(self, chances: Sequence[float], context: int) -> int:
+        costs = self._costs(context)
         tokens, steps = expected(chances[: costs.within(len(chances))]), costs.copied()
         worth, m = max((t / s, m) for m, (t, s) in enumerate(zip(tokens, steps, strict=False)))
         if self._plain_left or worth < 1 + SURER:
@@ -128,12 +130,10 @@ class AdaptiveLength:
         if self._plain_left or not most:
             self._plain_left = max(self._plain_left - 1, 0)
             return 0
-        if not self._begun:
-            self._begin(context)
+        costs = self._costs(context)
         # Once it was decided for this text, by those before it, nothing changes while it rests.
         if self._steps and self._rest > 0 and not self._drafting and not self._looking:
             return 0
-        costs = self.learned.at(context).costs
         self._steps = steps = costs.steps()
         reach = costs.within(most)
         tokens = self._text.tokens(reach)

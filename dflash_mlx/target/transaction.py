@@ -36,6 +36,7 @@ class Transaction:
         self._target, self._mixers, self._fast, self._cache = forward, mixers, fast, cache
         self._marks: list[tuple[Rule[Any], Leaf, Any]] = []
         self._tokens: mx.array | None = None
+        self._whole = False
         self._replay: MixerReplay | None = None
         self._branches: Branches | None = None
 
@@ -61,11 +62,10 @@ class Transaction:
         if tokens.shape[1] == 1:  # kept whole by any commit
             return self._target(tokens, self._cache, taps)
         found = [(rule_of(leaf), leaf) for leaf in leaves(self._cache)]
-        whole = self._mixers.whole(rule for rule, _ in found)
+        self._whole = whole = self._mixers.whole(rule for rule, _ in found)
         if not whole and any(rule.replays for rule, _ in found):
             self._replay = self._mixers.replay()
         self._marks = [(rule, leaf, rule.mark(leaf, whole)) for rule, leaf in found]
-        self._whole = whole
         if tree is not None:
             self._branches = Branches(tree, self._cache, self._rotary, lie=lie)
             kernels = self._fast.handlers(tokens.size)
