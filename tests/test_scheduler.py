@@ -70,7 +70,7 @@ def sequence(turns: Scheduler, clock: Clock, prompt: int, pace: float, cycles: i
     return made
 
 
-@pytest.mark.parametrize("pace", [40, 300, 2_000, 50_000])
+@pytest.mark.parametrize("pace", [8, 40, 300, 2_000, 50_000])
 def test_chunks_take_two_seconds_at_most(clock, pace) -> None:
     turns = Scheduler(2048)
     alone = sequence(turns, clock, 12_000, pace, 1)
@@ -79,6 +79,20 @@ def test_chunks_take_two_seconds_at_most(clock, pace) -> None:
     assert max(alone.chunks) <= 2.0
     # They are as long as they may be, so that prefill is not held up by their number.
     assert len(alone.chunks) <= 3 + 12_000 / min(2048, pace)
+
+
+def test_a_first_chunk_that_had_to_be_compiled_holds_up_nobody_for_long(clock) -> None:
+    turns = Scheduler(2048)
+    short = sequence(turns, clock, 2, 0.5, 1)
+    while short in turns.sequences:
+        step(turns)
+    first = sequence(turns, clock, 16, 2, 1)
+    while first in turns.sequences:
+        step(turns)
+    alone = sequence(turns, clock, 12_000, 2_000, 1)
+    while alone.prefilling:
+        step(turns)
+    assert len(alone.chunks) <= 12
 
 
 def test_those_who_decode_get_as_much_time_as_a_newcomers_prefill(clock) -> None:

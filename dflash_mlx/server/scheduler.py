@@ -16,7 +16,8 @@ class Scheduler:
     longest_chunk = 2.0  # seconds
     shared_chunk = 0.5  # seconds, while others wait for their next cycle
     margin = 0.75  # of either, as chunks get slower behind a longer context
-    first_chunk = 64  # tokens, while nobody knows how fast prefill is
+    first_chunk = 16  # tokens, while nobody knows how fast prefill is
+    telling_chunk = 32  # tokens; shorter rests of prompts say little about full chunks
 
     def __init__(self, most: int):
         """`most` tokens in a chunk, however fast prefill is."""
@@ -61,15 +62,14 @@ class Scheduler:
         if self._last is not sequence:
             sequence.spoil()
         self._last = sequence
-        filling, before = sequence.prefilling, sequence.run_tokens
+        filling, before, asked = sequence.prefilling, sequence.run_tokens, self.chunk()
         tic = time.perf_counter()
         more = sequence.turn()
         seconds = time.perf_counter() - tic
         if filling:
             self._owed, self._spent = seconds, 0.0
             run = sequence.run_tokens - before
-            # Short rests of prompts say little about full chunks.
-            if run >= min(self.first_chunk, self._most) // 2:
+            if run >= min(self.telling_chunk, asked):
                 self._rate = run / seconds
         else:
             self._spent += seconds
