@@ -28,7 +28,6 @@ except FileNotFoundError:
     raise FileNotFoundError(_gone) from None
 
 from dflash_mlx.api import (  # noqa: E402
-    GenerationResponse,
     batch_generate,
     generate,
     load,
@@ -44,6 +43,7 @@ from dflash_mlx.prompt_caches import (  # noqa: E402
     save_prompt_cache,
     trim_prompt_cache,
 )
+from dflash_mlx.responses import GenerationResponse  # noqa: E402
 
 __all__ = [
     "GenerationResponse",

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dflash_mlx.api import GenerationResponse, stream_generate
+from dflash_mlx.api import stream_generate
 from dflash_mlx.conversation.figures import Figures
 from dflash_mlx.conversation.positions import check_positions, max_positions
 from dflash_mlx.conversation.prefixes import Lease, PrefixCache, common_prefix
@@ -14,6 +14,7 @@ from dflash_mlx.conversation.template import Message, Template
 from dflash_mlx.conversation.thinking import parts_of_answer
 from dflash_mlx.decode import Options
 from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.responses import GenerationResponse
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dflash_mlx.api import GenerationResponse
+from dflash_mlx.responses import GenerationResponse
 
 
 @dataclass(frozen=True)
