@@ -9,7 +9,14 @@ import typer
 
 from dflash_mlx.cli import bench_screen, options
 from dflash_mlx.cli.chart import check_format, write_chart, write_sweep
-from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
+from dflash_mlx.cli.groups import (
+    CacheOptions,
+    PairOptions,
+    PromptOptions,
+    ProposingOptions,
+    SamplingOptions,
+    grouped,
+)
 from dflash_mlx.cli.loading import Loaded, load_pair, quantizing
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.ranks import decided, follows, together
@@ -148,9 +155,7 @@ def bench(
     ignore_chat_template: options.IgnoreChatTemplate = False,
     max_tokens: options.MaxTokens = 256,
     stop: options.Stop = None,
-    verify_length: options.VerifyLength = "auto",
-    tree: options.Tree = "off",
-    copies: options.Copies = "auto",
+    proposing: ProposingOptions,
     caching: CacheOptions,
 ) -> None:
     """Measure how much faster DFlash is than plain mlx_lm, and whether the text is the same."""
@@ -164,9 +169,7 @@ def bench(
     template = loaded.template(prompting, ignore_chat_template)
     settings = Settings(
         max_tokens=max_tokens,
-        verify_length=verify_length,
-        tree=tree,
-        copies=copies,
+        **vars(proposing),
         **vars(sampling),
         seed=seed or 0,
         **vars(caching),
@@ -209,11 +212,11 @@ def bench(
         by = "verify length" if sweep else "context length" if context else "kind of prompt"
         title = f"Tokens per second by {by}: {name}"
         if found := swept(results):
-            total = summary.overall(results)
-            lengths = {str(n): s.dflash.generation_tps for n, s in found.lengths.items()}
-            run = "auto" if verify_length == "auto" else f"{verify_length}, as run"
-            lengths[f"tree of {tree}" if tree else run] = total.dflash.generation_tps
-            write_sweep(plot, title, total.plain.generation_tps, lengths, about)
+            run = (
+                "auto" if settings.verify_length == "auto" else f"{settings.verify_length}, as run"
+            )
+            run = f"tree of {settings.tree}" if settings.tree else run
+            write_sweep(plot, title, found, {run: summary.overall(results)}, about)
         else:
             write_chart(plot, title, _charted(results, context is not None), about)
         note(f"Written: {plot}")

@@ -1,4 +1,4 @@
-"""Charts of a comparison, as SVG or PNG: tokens a second, for each kind or each verify length."""
+"""Charts of what was measured, as SVG or PNG: pairs of bars, or one bar for each way to decode."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -14,15 +14,16 @@ from dflash_mlx.cli.screen import digits
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.files import write_result
 from dflash_mlx.measure.summary import Summary
+from dflash_mlx.measure.sweep import Sweep
 
 FORMATS = (".svg", ".png")
 
 _WIDTH, _MARGIN, _LABELS, _VALUES, _ROW, _BAR = 760, 28, 150, 130, 58, 18
 _MOST_LABELS = 400
-_STEP = 26  # from one bar of a sweep to the next
+_STEP = 26  # from one single bar to the next
 _CHARACTER = 0.58  # of the size of the type
 _INK, _QUIET, _PAPER, _PLAIN, _DFLASH = "#1f2328", "#6e7781", "#ffffff", "#b8c0c8", "#0f7b6c"
-_FIXED = "#8cc0b8"
+_OTHERS = "#8cc0b8"
 
 _Anchor = Literal["start", "end"]
 
@@ -84,64 +85,52 @@ def write_chart(
 
 
 def write_sweep(
-    file: Path, title: str, plain: float, lengths: Mapping[str, float], about: Mapping[str, Any]
+    file: Path, title: str, sweep: Sweep, run: Mapping[str, Summary], about: Mapping[str, Any]
 ) -> None:
-    """Draw what a sweep found into a file whose suffix says how: a bar for every verify length.
-
-    Args:
-        file: ends with .svg or .png.
-        title: what was measured.
-        plain: tokens a second without drafting.
-        lengths: tokens a second for each verify length; the last one stands out.
-        about: the machine.
+    """Draw plain decoding, every verify length of a sweep, and what was run besides, by its name.
 
     Raises:
         as `check_format`.
     """
-    bars = {"plain mlx_lm": plain, **lengths}
-    height, last = 94 + _STEP * len(bars), list(bars)[-1]
-    left, room = _MARGIN + _LABELS, _WIDTH - 2 * _MARGIN - _LABELS - _VALUES
-
-    def draw(canvas: Canvas) -> None:
-        canvas.text(_MARGIN, 38, _fitting(title, _WIDTH - 2 * _MARGIN, 18), size=18, bold=True)
-        for i, (name, tps) in enumerate(bars.items()):
-            y, length = 58 + i * _STEP, max(1.0, room * tps / max(bars.values()))
-            color = _DFLASH if name == last else _FIXED if i else _PLAIN
-            canvas.text(
-                left - 14, y + 14, _fitting(name, _LABELS - 14), anchor="end", bold=name == last
-            )
-            canvas.bar(left, y, length, _BAR, color)
-            value = f"{digits(tps)}, {tps / plain:.2f}x" if i and plain else digits(tps)
-            canvas.text(left + length + 8, y + 14, value, size=13, bold=name == last)
-        _footer(canvas, about, _WIDTH, height)
-
-    _write(file, _WIDTH, height, draw)
+    ((name, total),) = run.items()
+    bars = {"plain mlx_lm": (total.plain.generation_tps, digits(total.plain.generation_tps))}
+    for label, s in {**{str(n): s for n, s in sweep.lengths.items()}, name: total}.items():
+        tps = s.dflash.generation_tps
+        bars[label] = tps, f"{digits(tps)}, {s.speedup:.2f}x"
+    write_bars(file, title, bars, about, marked=name)
 
 
-def write_lengths(
-    file: Path, title: str, lengths: Mapping[str, float], about: Mapping[str, Any]
+def write_bars(
+    file: Path,
+    title: str,
+    bars: Mapping[str, tuple[float, str]],
+    about: Mapping[str, Any],
+    *,
+    marked: str | None = None,
 ) -> None:
-    """Draw tokens per forward of the target for several ways to propose.
+    """Draw one bar for each of several ways to decode, into a file whose suffix says how.
 
     Args:
         file: ends with .svg or .png.
         title: what was measured.
-        lengths: tokens per forward; that of lines comes first.
+        bars: how long each is, and what is written behind it; the others are measured by the first.
         about: the machine.
+        marked: the one that stands out.
 
     Raises:
         as `check_format`.
     """
-    height, most = 94 + _STEP * len(lengths), max(lengths.values())
+    height, longest = 94 + _STEP * len(bars), max(length for length, _ in bars.values())
     left, room = _MARGIN + _LABELS, _WIDTH - 2 * _MARGIN - _LABELS - _VALUES
 
     def draw(canvas: Canvas) -> None:
         canvas.text(_MARGIN, 38, _fitting(title, _WIDTH - 2 * _MARGIN, 18), size=18, bold=True)
-        for i, (name, tokens) in enumerate(lengths.items()):
-            y, length = 58 + i * _STEP, max(1.0, room * tokens / most)
-            canvas.text(left - 14, y + 14, _fitting(name, _LABELS - 14), anchor="end", bold=not i)
-            canvas.bar(left, y, length, _BAR, _DFLASH if i else _PLAIN)
-            canvas.text(left + length + 8, y + 14, f"{tokens:.2f}", size=13, bold=not i)
+        for i, (name, (value, written)) in enumerate(bars.items()):
+            y, length = 58 + i * _STEP, max(1.0, room * value / longest if longest else 0.0)
+            color, bold = _OTHERS if i else _PLAIN, name == marked
+            canvas.text(left - 14, y + 14, _fitting(name, _LABELS - 14), anchor="end", bold=bold)
+            canvas.bar(left, y, length, _BAR, _DFLASH if bold else color)
+            canvas.text(left + length + 8, y + 14, written, size=13, bold=bold)
         _footer(canvas, about, _WIDTH, height)
 
     _write(file, _WIDTH, height, draw)

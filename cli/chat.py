@@ -11,7 +11,14 @@ import typer
 from dflash_mlx.cli import options
 from dflash_mlx.cli.answer import AsMarkdown, AsWritten
 from dflash_mlx.cli.chat_commands import Leave, Talk, find_command, looks_like_command
-from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
+from dflash_mlx.cli.groups import (
+    CacheOptions,
+    PairOptions,
+    PromptOptions,
+    ProposingOptions,
+    SamplingOptions,
+    grouped,
+)
 from dflash_mlx.cli.line_input import Input, open_input
 from dflash_mlx.cli.loading import load_pair, quantizing
 from dflash_mlx.cli.screen import err, fail, note, reading, stats_line
@@ -43,13 +50,11 @@ def chat(
     prompting: PromptOptions,
     max_tokens: options.MaxTokens = 4096,
     stop: options.Stop = None,
-    verify_length: options.VerifyLength = "auto",
-    tree: options.Tree = "off",
-    copies: options.Copies = "auto",
+    proposing: ProposingOptions,
     caching: CacheOptions,
 ) -> None:
     """Talk with a model over several turns; /help lists what else can be typed."""
-    loaded = load_pair(pair, seed, plainly=verify_length == 0)
+    loaded = load_pair(pair, seed, plainly=proposing.verify_length == 0)
     template = loaded.template(prompting)
     if template.plain:
         note(
@@ -58,9 +63,7 @@ def chat(
         )
     settings = Settings(
         max_tokens=max_tokens,
-        verify_length=verify_length,
-        tree=tree,
-        copies=copies,
+        **vars(proposing),
         **vars(sampling),
         **vars(caching),
         stop=tuple(stop or ()),

@@ -8,7 +8,14 @@ import typer
 
 from dflash_mlx.api import stream_generate
 from dflash_mlx.cli import options
-from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
+from dflash_mlx.cli.groups import (
+    CacheOptions,
+    PairOptions,
+    PromptOptions,
+    ProposingOptions,
+    SamplingOptions,
+    grouped,
+)
 from dflash_mlx.cli.loading import load_pair, quantizing
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.ranks import launched
@@ -43,22 +50,18 @@ def generate(
     prefill_response: options.PrefillResponse = None,
     max_tokens: options.MaxTokens = 512,
     stop: options.Stop = None,
-    verify_length: options.VerifyLength = "auto",
-    tree: options.Tree = "off",
-    copies: options.Copies = "auto",
+    proposing: ProposingOptions,
     caching: CacheOptions,
 ) -> None:
     """Write the answer to one prompt: the text on stdout, its figures on stderr."""
     text = read_prompt(prompt)
-    loaded = load_pair(pair, seed, plainly=verify_length == 0)
+    loaded = load_pair(pair, seed, plainly=proposing.verify_length == 0)
     template = loaded.template(prompting, ignore_chat_template)
     tokens = template.render([{"role": "user", "content": text}], prefill_response)
     check_positions(loaded.model.target, len(tokens))
     settings = Settings(
         max_tokens=max_tokens,
-        verify_length=verify_length,
-        tree=tree,
-        copies=copies,
+        **vars(proposing),
         stop=tuple(stop or ()),
         **vars(sampling),
         **vars(caching),

@@ -46,6 +46,15 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProposingOptions:
+    """What is put to the target in a cycle."""
+
+    verify_length: options.VerifyLength = "auto"
+    tree: options.Tree = "off"
+    copies: options.Copies = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheOptions:
     """How the target's cache is filled and kept."""
 

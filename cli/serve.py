@@ -13,7 +13,14 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import dflash_mlx
 from dflash_mlx.cli import options, ranks
-from dflash_mlx.cli.groups import CacheOptions, PairOptions, PromptOptions, SamplingOptions, grouped
+from dflash_mlx.cli.groups import (
+    CacheOptions,
+    PairOptions,
+    PromptOptions,
+    ProposingOptions,
+    SamplingOptions,
+    grouped,
+)
 from dflash_mlx.cli.loading import Loaded, load_pair
 from dflash_mlx.cli.options import UsageError
 from dflash_mlx.cli.screen import err, note
@@ -108,9 +115,7 @@ def serve(
     sampling: SamplingOptions,
     prompting: PromptOptions,
     max_tokens: options.MaxTokens = -1,
-    verify_length: options.VerifyLength = "auto",
-    tree: options.Tree = "off",
-    copies: options.Copies = "auto",
+    proposing: ProposingOptions,
     caching: CacheOptions,
 ) -> None:
     """Serve a model to editors, agents and chat windows, by OpenAI's and Anthropic's APIs.
@@ -130,7 +135,7 @@ def serve(
         sockets.append(listen(host, port))
 
     ranks.decided(prepare)  # rank 0 alone has the network
-    settings = Options(**vars(caching), copies=copies == "auto")
+    settings = Options(**vars(caching), copies=proposing.copies == "auto")
     if ranks.follows():
         shard = load_pair(pair)
         follow(shard.model, shard.tokenizer, settings)
@@ -165,8 +170,8 @@ def serve(
                     top_k=sampling.top_k,
                 ),
                 max_tokens,
-                verify_length,
-                tree,
+                proposing.verify_length,
+                proposing.tree,
             ),
         )
         _log_to_the_terminal()

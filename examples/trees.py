@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dflash_mlx import load, stream_generate
-from dflash_mlx.cli.chart import check_format, write_lengths
+from dflash_mlx.cli.chart import check_format, write_bars
 from dflash_mlx.demo import demo_paths
 from dflash_mlx.measure.machine import machine
 from dflash_mlx.measure.prompts import builtin_questions, demo_questions
@@ -58,7 +58,8 @@ def main() -> None:
         found[name] = count(model, tokenizer, prompts, **options)
         print(f"{name:12}{found[name]:7.2f} tokens per forward", flush=True)
     pair = Path(arguments.model).name if arguments.model else "demo pair"
-    write_lengths(arguments.file, f"Tokens per forward of the target: {pair}", found, machine())
+    bars = {name: (length, f"{length:.2f}") for name, length in found.items()}
+    write_bars(arguments.file, f"Tokens per forward of the target: {pair}", bars, machine())
 
 
 if __name__ == "__main__":
