@@ -32,9 +32,9 @@ def verify_length(value: str | int) -> int | str:
     return length
 
 
-def tree(value: str | int) -> int:
-    """A number of nodes, or `off` for lines."""
-    if isinstance(value, int):
+def tree(value: str | int) -> int | str:
+    """A number of nodes, `auto`, or `off` for lines."""
+    if isinstance(value, int) or value == "auto":
         return value
     if value == "off":
         return 0
@@ -43,7 +43,7 @@ def tree(value: str | int) -> int:
     except ValueError:
         nodes = -1
     if not 0 <= nodes <= MOST_NODES:
-        raise typer.BadParameter(f"{value!r} is not off or a number from 0 to {MOST_NODES}.")
+        raise typer.BadParameter(f"{value!r} is not auto, off or a number from 0 to {MOST_NODES}.")
     return nodes
 
 
@@ -316,10 +316,11 @@ VerifyLength = Annotated[
 Tree = Annotated[
     Any,
     typer.Option(
-        metavar="N|off",
+        metavar="N|auto|off",
         parser=tree,
-        help="Verify the likeliest tree of N proposals, at most 64, in each cycle; off verifies "
-        "lines, as is always done with recurrent layers.",
+        help="Verify the likeliest tree of N proposals, at most 64, in each cycle; auto grows one "
+        "where --verify-length auto finds that it pays; off verifies lines, as is always done with "
+        "recurrent layers.",
         rich_help_panel=_RUN,
     ),
 ]

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -156,7 +155,9 @@ def stream_generate(
         tree: a number of nodes, 1 to 64, puts the likeliest tree of so many proposals to the target
             in every cycle, as deep as `verify_length` says where that is a number, and else as the
             block. Where a tree cannot be verified exactly it is a line of so many proposals: with
-            recurrent targets, for one. "off" or 0 verifies lines.
+            recurrent targets, for one. "auto" lets `verify_length="auto"` grow trees where these
+            pay, each as large as pays; other verify lengths then verify lines. "off" or 0 always
+            verifies lines.
         costs: what "auto" shall believe of the machine, rather than what it measures; frozen, they
             make its decisions depend on the text alone.
         copies: "auto" lets `verify_length="auto"` propose what followed in the prompt or the answer
@@ -278,12 +279,15 @@ def make_decoder(
     if nodes:
         # No deeper than it has nodes; where it has to be a line, that is as long.
         fixed = min(model.draft.most_proposals if fixed is None else fixed, nodes)
-        options = replace(options, nodes=nodes)
+    if model.ranks or options.guide:
+        nodes = 0  # each rank would grow a tree of its own; a guide revises lines
     return Decoder(
         model.view,
         model.draft,
         cache,
-        _adaptive_length(model, costs) if fixed is None else FixedLength(fixed),
+        FixedLength(fixed, nodes or 0)
+        if fixed is not None
+        else _adaptive_length(model, costs, trees=nodes is None),
         options,
         drafting=fixed != 0,
         keep_cache=keep_cache,
@@ -384,11 +388,13 @@ def encode(tokenizer: TokenizerWrapper, prompt: str | mx.array | Sequence[int]) 
     return ids
 
 
-def _adaptive_length(model: SpeculativeModel, costs: Costs | None) -> AdaptiveLength:
+def _adaptive_length(
+    model: SpeculativeModel, costs: Costs | None, *, trees: bool
+) -> AdaptiveLength:
     """A policy for one generation, which knows what the earlier ones learned."""
     most = model.draft.most_proposals
     if costs is not None:
-        return AdaptiveLength(Learned(most, costs=costs))
+        return AdaptiveLength(Learned(most, costs=costs), trees)
     if model.learned is None:
         model.learned = Learned(most, CostsFile(costs_file(model.target, model.draft)))
-    return AdaptiveLength(model.learned)
+    return AdaptiveLength(model.learned, trees)

@@ -106,16 +106,17 @@ def fixed_length(verify_length: int | str | None, most: int) -> int | None:
     return verify_length
 
 
-def tree_nodes(tree: int | str) -> int:
-    """The nodes of a tree asked for; 0 for lines.
+def tree_nodes(tree: int | str) -> int | None:
+    """The nodes of a tree asked for; 0 for lines, None for as many as pay.
 
     Raises:
-        DFlashError: it is neither "off" nor a number of nodes.
+        DFlashError: it is neither "auto" nor "off" nor a number of nodes.
     """
-    if tree == "off":
-        return 0
+    if tree in ("auto", "off"):
+        return None if tree == "auto" else 0
     if isinstance(tree, bool) or not isinstance(tree, int) or not 0 <= tree <= MOST_NODES:
         raise DFlashError(
-            f'tree is {tree!r:.40}; give "off" or a number of nodes from 0 (lines) to {MOST_NODES}.'
+            f'tree is {tree!r:.40}; give "auto", "off" or a number of nodes from 0 (lines) to '
+            f"{MOST_NODES}."
         )
     return tree

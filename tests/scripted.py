@@ -18,11 +18,14 @@ from dflash_mlx.decode import Decoder, Options, PromptCache
 from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.draft import Context, Proposals
 from dflash_mlx.policy import Cycle, FixedLength, Lap, Policy, Sign
+from dflash_mlx.propose import Lattice, Tree
 
 UNIT = 0.03  # seconds of a plain step, as they are shown
 HOST = 0.04  # plain steps between a verdict and the next forward
 READING = 0.03  # plain steps that reading confidences keeps the host
+GROWING = 0.06  # plain steps that reading candidates and growing a tree do
 RIGHT, WRONG = 1, 0  # the target's token, where no tokens are given, and one that it never is
+WIDTH = 4  # candidates of a position
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,8 @@ class Text:
     """Which tokens a draft would guess, fixed for a seed, whatever is drafted and verified.
 
     Each token has a chance of its own around its passage's, and a draw that decides. Deeper
-    proposals are a little worse. The confidence is a distorted, noisy view of the chance.
+    proposals are a little worse. The confidence is a distorted, noisy view of the chance. Where the
+    first guess is wrong, the second has half its chance, the third a quarter.
     """
 
     def __init__(self, passages: Sequence[tuple[int, float]], length: int, seed: object):
@@ -98,6 +102,14 @@ class Text:
 
     def right(self, position: int, depth: int) -> bool:
         return self.draws[position] < self.chances[position] * 0.985**depth
+
+    def rank(self, position: int, depth: int) -> int:
+        """Which of the draft's candidates is right; WIDTH if none is."""
+        first = self.chances[position] * 0.985**depth
+        if self.draws[position] < first:
+            return 0
+        left = (self.draws[position] - first) / (1 - first)
+        return next((r for r in range(1, WIDTH) if left < first * (1 - 0.5**r)), WIDTH)
 
     def confidence(self, position: int, depth: int) -> float:
         chance = self.chances[position] * 0.985**depth
@@ -186,7 +198,7 @@ class Run:
         self.tokens = [*tokens] or [RIGHT] * (prompt + text.length)
         # What a draft may propose behind the end, and a verify look at.
         self.tokens += [RIGHT] * 64
-        self.vocabulary = mx.arange(max(self.tokens) + 1)
+        self.vocabulary = mx.arange(max(*self.tokens, RIGHT + WIDTH) + 1)
         draft: Any = ScriptedDraft(self)
         view: Any = ScriptedTarget(self)
         self.decoder = Decoder(
@@ -274,6 +286,14 @@ class Watched:
 
         return self._run.policy.narrow(waited)
 
+    @property
+    def nodes(self) -> int:
+        return self._run.policy.nodes
+
+    def prune(self, chances: Sequence[float]) -> int:
+        self._run.wait(self._run.drafted, GROWING)
+        return self._run.policy.prune(chances)
+
     def observe(self, cycle: Cycle) -> None:
         self._run.cycles.append(cycle)
         if self._run.policy.learns:
@@ -307,19 +327,25 @@ class ScriptedTarget:
         self._run.rows += rows
         return logits, (self.features[:, :rows],)
 
+    def takes_trees(self, cache: Any) -> bool:
+        return True
+
     def begin(self, cache: Any) -> "ScriptedTransaction":
         return ScriptedTransaction(self._run)
 
 
 class ScriptedTransaction(ScriptedTarget):
     def forward(  # type: ignore[override]
-        self, tokens: mx.array, taps: Any = (), tree: None = None
+        self, tokens: mx.array, taps: Any = (), tree: Tree | None = None
     ) -> tuple[mx.array, tuple[mx.array, ...]]:
         rows = tokens.shape[1]
         self._run.waiting.append(self._run.forward(self._run.machine.verify(rows, self._run.rows)))
-        return self._run.logits(rows), (self.features[:, :rows],)
+        logits = self._run.logits(rows)
+        if tree is not None:
+            logits = logits[mx.array([0, *tree.depths])]
+        return logits, (self.features[:, :rows],)
 
-    def commit(self, kept: int, path: None = None) -> None:
+    def commit(self, kept: int, path: Sequence[int] | None = None) -> None:
         self._run.rows += kept
 
 
@@ -352,6 +378,24 @@ class ScriptedDraft:
         tokens = run.tokens[position + run.prompt :]
         guessed = [token if r else WRONG for token, r in zip(tokens, right, strict=False)]
         return Proposals(mx.array(guessed), confidence=confidence)
+
+
+    def lattice(
+        self, anchor: mx.array, context: Context, count: int, *rest: Any, **more: Any
+    ) -> Lattice:
+        run = self._run
+        run.drafted = run.forward(run.machine.propose(run.block, run.rows))
+        position = context.offset - run.prompt + 1
+        tokens, scores = [], []
+        for depth in range(count):
+            right, own = run.tokens[position + run.prompt + depth], position + depth
+            others = [t for t in range(RIGHT + WIDTH + 1) if t != right][:WIDTH]
+            rank = run.text.rank(own, depth)
+            tokens.append([*others[:rank], right, *others[rank:]][:WIDTH])
+            first = run.text.confidence(own, depth)
+            rest = first * (1 - first)
+            scores.append([first, *(rest * 0.5**r for r in range(1, WIDTH))])
+        return Lattice(mx.array(tokens), mx.log(mx.array(scores)))
 
 
 def fixed(machine: Machine, text: Text, block: int = 8, prompt: int = 1) -> list[float]:

@@ -14,13 +14,7 @@ from dflash_mlx.propose import Proposals
 
 
 class Agreement(Protocol):
-    """Asked once for each generation, but for the proposals, which are settled one by one.
-
-    Attributes:
-        trees: whether proposals may be trees.
-    """
-
-    trees: bool
+    """Asked once for each generation, but for the proposals, which are settled one by one."""
 
     def policy(self, policy: Policy) -> Policy:
         """A policy whose decisions all processes share."""
@@ -41,8 +35,6 @@ class Agreement(Protocol):
 
 class Alone:
     """There is one process."""
-
-    trees = True
 
     def policy(self, policy: Policy) -> Policy:
         return policy

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from dflash_mlx.decode.acceptance import Verdict
 from dflash_mlx.decode.device import read
+from dflash_mlx.propose import Tree
 
 
 @dataclass
@@ -32,12 +33,14 @@ class Drafting:
         signs: of the proposals, where there are any.
         awaited: whether the host waited for them before it queued the verify.
         copied: whether the proposals were copied from the text instead.
+        tree: of a cycle that grew one, what it wants verified of it.
     """
 
     count: int = 0
     signs: mx.array | None = None
     awaited: bool = False
     copied: bool = False
+    tree: Tree | None = None
 
 
 NOTHING_DRAFTED, COPIED = Drafting(), Drafting(copied=True)

@@ -74,8 +74,6 @@ class Decoder:
         self._interrupts = agreement.interrupts()
         self._clock = clock or CycleClock()
         self._history_start = len(cache.tokens)  # where a plain mlx_lm cache began
-        # Nodes of a tree; a guide and several processes propose lines.
-        self._nodes = options.nodes if agreement.trees and options.guide is None else 0
         self._temp = own.sampler.temp if isinstance(own, KeyedChoice) else 1.0
         self._most = 0
         self._taken = False
@@ -184,7 +182,8 @@ class Decoder:
         context.before = known[-2] if len(known) > 1 else self.cache.tokens[-1]
         with DeviceWork(self.cache):
             self._target.feed.flush()
-            if self._nodes and view.takes_trees(self.cache.target):
+            nodes = self.policy.nodes
+            if nodes and view.takes_trees(self.cache.target):
                 lattice = draft.lattice(
                     waiting.anchor,
                     context,
@@ -192,7 +191,7 @@ class Decoder:
                     view.embed,
                     view.head,
                     self._proposing,
-                    width=min(self._nodes, CANDIDATES),
+                    width=min(nodes, CANDIDATES),
                     temp=self._temp,
                 )
                 queue(*lattice.arrays)
@@ -208,7 +207,7 @@ class Decoder:
     def verify(self, anchor: mx.array, proposals: Proposals | Lattice) -> Emission:
         """Verify as many of the proposals as are worth it, and accept."""
         if isinstance(proposals, Lattice):
-            narrow, drafting = grown(proposals, self._nodes)
+            narrow, drafting = grown(self.policy, proposals)
         else:
             narrow, drafting = narrowed(self.policy, proposals)
         wanted, forced = self._guided.revise(narrow, self._most)

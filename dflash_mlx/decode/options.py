@@ -19,8 +19,6 @@ class Options:
     `sample_proposals` draws proposals from the draft's own distribution where the sampler is from
     our `make_sampler`; otherwise they are the draft's likeliest tokens. None leaves it to the
     draft. `random_state` is what such a sampler draws from. `guide` rules what the text may be.
-    `nodes` of a tree are put to the target in each cycle that drafts, where the target takes trees
-    and nothing but the draft proposes; 0 is a line of as many proposals as the policy wants.
     `copies` lets a policy that learns propose earlier text again.
     """
 
@@ -36,5 +34,4 @@ class Options:
     sample_proposals: bool | None = None
     random_state: RandomState = field(default_factory=ThreadState)
     guide: Guide | None = None
-    nodes: int = 0
     copies: bool = True

@@ -2,10 +2,10 @@
 
 from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.device import read_signs
-from dflash_mlx.decode.emission import Drafting, Emission
+from dflash_mlx.decode.emission import Drafting, Emission, Judged
 from dflash_mlx.decode.phases import phase
-from dflash_mlx.policy import Cycle, Policy, Sign
-from dflash_mlx.propose import Lattice, Proposals
+from dflash_mlx.policy import Cycle, Grown, Policy, Sign
+from dflash_mlx.propose import Lattice, Proposals, Tree
 
 
 def narrowed(policy: Policy, proposals: Proposals) -> tuple[Proposals, Drafting]:
@@ -23,11 +23,13 @@ def narrowed(policy: Policy, proposals: Proposals) -> tuple[Proposals, Drafting]
     return proposals.first(count), drafting
 
 
-def grown(lattice: Lattice, nodes: int) -> tuple[Proposals, Drafting]:
-    """The best tree of so many nodes, and what was drafted; the host waits for the draft."""
+def grown(policy: Policy, lattice: Lattice) -> tuple[Proposals, Drafting]:
+    """The tree that a policy wants verified, and what was drafted; the host waits for the draft."""
     with phase("waiting"):
-        tree = lattice.grow(nodes)
-    return Proposals.of(tree), Drafting(len(tree), None, True)
+        tree = lattice.grow(policy.nodes)
+    with phase("choice"):
+        wanted = tree.first(policy.prune(tree.chances))
+    return Proposals.of(wanted), Drafting(len(tree), None, True, tree=wanted)
 
 
 def tell(policy: Policy, clock: CycleClock, emission: Emission, followed: bool = False) -> None:
@@ -53,5 +55,18 @@ def tell(policy: Policy, clock: CycleClock, emission: Emission, followed: bool =
             confidences=read_signs(drafting.signs),
             read=drafting.awaited,
             copied=drafting.copied,
+            tree=_seen(drafting.tree, emission) if own and drafting.tree else None,
         )
     )
+
+
+def _seen(tree: Tree, emission: Emission) -> Grown | None:
+    """What the verify of a tree, or of a line that was grown as one, shows of its nodes."""
+    if not isinstance(emission, Judged):
+        return None
+    path = emission.verdict.path or range(emission.accepted + 1)
+    passed = {row - 1 for row in path}
+    line = tree.line()
+    kept = next((i for i, node in enumerate(line) if node not in passed), len(line))
+    nodes = [node in passed for node in range(len(tree))]
+    return Grown(tree.chances, nodes, len(line), kept)

@@ -23,8 +23,6 @@ PLAIN_RUN = 4
 class Decisions:
     """The `Agreement` of one generation."""
 
-    trees = False  # each rank would grow its own
-
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
         self._interrupts = SharedInterrupts(ranks)
@@ -107,8 +105,11 @@ class SharedPolicy:
     """A policy of rank 0, whose decisions all ranks follow.
 
     `learns` is the same everywhere, so that all ranks compute the same. One that learns nothing
-    decides the same everywhere, and only whether the user wants an end is asked.
+    decides the same everywhere, and only whether the user wants an end is asked. Proposals are
+    lines, as each rank would grow a tree of its own.
     """
+
+    nodes = 0
 
     def __init__(self, policy: Policy, ranks: Ranks, interrupts: SharedInterrupts):
         self._own, self._ranks, self._interrupts = policy, ranks, interrupts
@@ -140,6 +141,9 @@ class SharedPolicy:
     def narrow(self, read: Callable[[], Sequence[Sign]]) -> int:
         count = self._own.narrow(read) if self._decides else 0
         return self._ranks.told([count])[0] if self.learns else count
+
+    def prune(self, chances: Sequence[float]) -> int:
+        return len(chances)
 
     def observe(self, cycle: Cycle) -> None:
         if self._decides:

@@ -26,7 +26,7 @@ class Settings:
 
     max_tokens: int = Options.max_tokens
     verify_length: int | str | None = "auto"
-    tree: int = 0
+    tree: int | str = 0
     copies: str = "auto"
     temp: float = 0.0
     top_p: float = 1.0
@@ -124,7 +124,9 @@ def dflash_run(
             **settings.dflash_arguments(),
         }
         responses = stream_generate(model, tokenizer, list(prompt), **arguments)
-        return replace(_timed(responses, settings.tree > 0), collectives=collectives.count)
+        return replace(
+            _timed(responses, settings.tree not in (0, "off")), collectives=collectives.count
+        )
 
 
 def _prepare(settings: Settings) -> None:

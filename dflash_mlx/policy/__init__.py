@@ -3,7 +3,7 @@
 from dflash_mlx.policy.adaptive import AdaptiveLength, Learned
 from dflash_mlx.policy.costs import Costs
 from dflash_mlx.policy.kept import CostsFile
-from dflash_mlx.policy.protocol import Cycle, FixedLength, Kind, Lap, Policy, Sign
+from dflash_mlx.policy.protocol import Cycle, FixedLength, Grown, Kind, Lap, Policy, Sign
 
 __all__ = [
     "AdaptiveLength",
@@ -11,6 +11,7 @@ __all__ = [
     "CostsFile",
     "Cycle",
     "FixedLength",
+    "Grown",
     "Kind",
     "Lap",
     "Learned",

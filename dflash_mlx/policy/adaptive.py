@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import log
 
+from dflash_mlx.policy.branches import Branches
 from dflash_mlx.policy.chances import NO_TEXTS, Chances, Text, expected
 from dflash_mlx.policy.costs import FIRST_REACH, GUESS, LEAST_DRAFT, SLOWLY, Costs
 from dflash_mlx.policy.kept import Store
@@ -59,6 +60,7 @@ class Learned:
         self.chances = Chances(most)
         # Tokens a cycle that choosing by confidence yields beyond choosing by depth.
         self.gain = 0.0
+        self.branches = Branches()
         self.credit = CREDIT / 2  # plain steps that looks may lose
 
     def at(self, context: int) -> Place:
@@ -92,8 +94,10 @@ class AdaptiveLength:
     learns = True
     reason: str | None = None
 
-    def __init__(self, learned: Learned):
-        self.learned = learned
+    def __init__(self, learned: Learned, trees: bool = False):
+        """With `trees` proposals are grown to trees where these pay."""
+        self.learned, self._trees, self.nodes = learned, trees, 0
+        self._context = 0
         self._drafting = self._looking = self._reads = False
         self._planned = self._plain_left = 0
         self._loss = 0.0
@@ -126,7 +130,7 @@ class AdaptiveLength:
         return m if worth > rival * (1 + SURER) else 0
 
     def choose(self, most: int, context: int) -> int:
-        self._planned, self._rate = 0, None
+        self._planned, self._rate, self.nodes, self._context = 0, None, 0, context
         if self._plain_left or not most:
             self._plain_left = max(self._plain_left - 1, 0)
             return 0
@@ -165,9 +169,14 @@ class AdaptiveLength:
         # A little reluctance to change.
         price = steps[m] * costs.reading * (0.8 if self._reads else 1.2)
         self._reads = self.learned.gain > price
-        if self._reads:
-            self._rate = tokens[best] / steps[best]
-        return reach if self._reads else m
+        rate = tokens[best] / steps[best]
+        rival = self.learned.gain - price if self._reads else 0.0
+        if self._trees and self.learned.branches.wanted(costs, best, rate, rival):
+            self.nodes = max(n for n in costs.counts if n <= costs.within(costs.counts[-1]))
+        if self._reads or self.nodes:
+            self._rate = rate
+            return reach
+        return m
 
     def _look(self, costs: Costs, tokens: Sequence[float], reach: int) -> int:
         """Plain decoding wins: proposals of a look at the draft, or 0."""
@@ -196,13 +205,22 @@ class AdaptiveLength:
         tokens = self.learned.chances.tokens(confidences)
         return max(range(len(tokens)), key=lambda m: tokens[m] - rate * self._steps[m])
 
+    def prune(self, chances: Sequence[float]) -> int:
+        rate = self._rate or 1.0
+        return self.learned.branches.size(chances, self.learned.at(self._context).costs, rate)
+
     def observe(self, cycle: Cycle) -> None:
         learned, costs = self.learned, self.learned.at(cycle.context).costs
         costs.observe(cycle)
         taken, steps = 1.0, costs.steps()
         if cycle.copied:
             taken = costs.copied()[cycle.verified]
+        elif cycle.tree:
+            taken = costs.tree(cycle.verified)
+            learned.branches.observe(cycle.tree)
         elif cycle.drafted:
+            if self.nodes and cycle.verified:
+                self._trees = False  # the target takes none
             taken = steps[cycle.verified] * (1 + costs.reading * cycle.read)
             if cycle.lap.kind is Kind.ENTRY:
                 taken += costs.detour
@@ -215,9 +233,12 @@ class AdaptiveLength:
             held_back = learned.chances.chance(confidence, cycle.verified)
         if cycle.copied:
             self._text.pass_over()
+        elif cycle.tree:
+            self._text.observe(cycle.tree.line, cycle.tree.kept)
         else:
             self._text.observe(cycle.verified, cycle.accepted, held_back)
         self._rest -= taken
+        learned.branches.rest -= taken
         learned.charge(taken, cycle.accepted + 1)
 
     def _judge_reading(self, confidences: Sequence[Sign], steps: Sequence[float]) -> None:

@@ -42,6 +42,17 @@ class Tree:
         parts = self.tokens, self.parents, self.depths, self.chances
         return Tree(*(part[:count] for part in parts))  # type: ignore[arg-type]
 
+    def line(self) -> list[int]:
+        """Its likeliest line: from the anchor on, each node's best child."""
+        best: dict[int, int] = {}
+        for node, parent in enumerate(self.parents):
+            best.setdefault(parent, node)
+        nodes, node = [], -1
+        while node in best:
+            node = best[node]
+            nodes.append(node)
+        return nodes
+
     def ancestors(self) -> list[list[bool]]:
         """Which rows of a verify each row sees, [n + 1][n + 1]: its ancestors' and its own."""
         rows = len(self) + 1

@@ -36,7 +36,7 @@ class Defaults:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = -1
     verify_length: int | str = "auto"
-    tree: int = 0
+    tree: int | str = 0
 
 
 class Service:
