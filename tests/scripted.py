@@ -379,7 +379,6 @@ class ScriptedDraft:
         guessed = [token if r else WRONG for token, r in zip(tokens, right, strict=False)]
         return Proposals(mx.array(guessed), confidence=confidence)
 
-
     def lattice(
         self, anchor: mx.array, context: Context, count: int, *rest: Any, **more: Any
     ) -> Lattice:

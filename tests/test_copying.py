@@ -30,6 +30,7 @@ class Eager:
     """Copies whatever it may, now and then less, and between copies decodes plainly or drafts."""
 
     learns = True
+    nodes = 0
     reason = None
 
     def __init__(self, seed: int = 0):
@@ -45,6 +46,9 @@ class Eager:
 
     def narrow(self, read: Callable[[], Sequence[float]]) -> int:
         return 1
+
+    def prune(self, chances: Sequence[float]) -> int:
+        return len(chances)
 
     def observe(self, cycle: Cycle) -> None:
         self.cycles.append(cycle)

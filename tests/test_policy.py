@@ -250,6 +250,30 @@ def test_with_costs_given_noise_changes_nothing():
     assert lengths("quiet") == lengths("spikes") == lengths("load that comes and goes")
 
 
+def tree_gain(machine: str, text: str, seeds: int = 2) -> float:
+    """How many times as fast it is where proposals may be trees, with nothing known at first."""
+    seconds = [0.0, 0.0]
+    for trees in (False, True):
+        for seed in range(seeds):
+            policy = AdaptiveLength(Learned(15), trees)
+            noise = NOISES["noise of 10 %"]
+            run = Run(policy, MACHINES[machine], text_of(text, seed, 1000), 16, noise, seed)
+            seconds[trees] += run.seconds
+    return seconds[0] / seconds[1]
+
+
+@pytest.mark.parametrize(("machine", "text"), [("flat", "fair"), ("M3 Ultra bf16", "fair")])
+def test_trees_are_grown_where_rows_are_given_away(machine, text):
+    assert tree_gain(machine, text) >= 1.05
+
+
+@pytest.mark.parametrize("text", ["good", "poor", "hopeless"])
+@pytest.mark.parametrize("machine", [slow(m) if i % 4 else m for i, m in enumerate(MACHINES)])
+def test_trees_shrink_to_lines_where_rows_cost(machine, text):
+    """And where they neither gain nor lose much: looks at them, and chance, are all there is."""
+    assert tree_gain(machine, text) >= 0.96
+
+
 # Every guard, the case that needs it, and how fast that case is with it at least: plain decoding's
 # and the best fixed length's time as multiples of the policy's.
 GUARDS: dict[str, tuple[object, str, object, Callable[[], Ratios], Ratios]] = {}

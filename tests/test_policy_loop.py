@@ -35,6 +35,7 @@ class Whim:
     """Does anything a strategy may do, and checks what it is told."""
 
     learns = True
+    nodes = 0
 
     def __init__(self, seed: int):
         self.random = random.Random(seed)
@@ -55,6 +56,9 @@ class Whim:
         if self.read:
             assert len(read()) == self.drafted
         return self.random.randint(0, self.drafted)
+
+    def prune(self, chances: Sequence[float]) -> int:
+        return len(chances)
 
     def observe(self, cycle: Cycle) -> None:
         self.cycles.append(cycle)

@@ -78,6 +78,7 @@ class Whim:
     """Does anything a strategy may do, by what the draft says of its proposals too."""
 
     learns = True
+    nodes = 0
 
     def __init__(self) -> None:
         self.random = random.Random(3)
@@ -93,6 +94,9 @@ class Whim:
         if self.random.random() < 0.3:
             return self.random.randint(0, self.drafted)
         return next((i for i, chance in enumerate(read()) if chance < 0.2), self.drafted)
+
+    def prune(self, chances: Sequence[float]) -> int:
+        return len(chances)
 
     def observe(self, cycle: Cycle) -> None:
         pass

@@ -1,7 +1,7 @@
 """Trees of proposals, exact: every family, budget and way to choose, against plain mlx_lm."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,9 @@ from mlx_lm.models.base import create_causal_mask
 
 import dflash_mlx
 from dflash_mlx import SpeculativeModel, make_sampler
+from dflash_mlx.decode import Decoder, Options
 from dflash_mlx.errors import DFlashError
+from dflash_mlx.policy import Costs, Cycle, Grown, Sign
 from dflash_mlx.propose import Lattice, Tree
 from dflash_mlx.target import Transaction
 from dflash_mlx.target.leaf import leaves
@@ -92,11 +94,11 @@ def seen_trees() -> Iterator[list[tuple[Tree | None, list[int] | None]]]:
 
 
 def write(
-    family: str, prompt: list[int], text: list[int], nodes: int, **options: Any
+    family: str, prompt: list[int], text: list[int], nodes: int | str, **options: Any
 ) -> tuple[list[int], Any]:
     """As many tokens as the text has, and the last response."""
     view = drive.view_of(family)
-    draft: Any = TreeDraft(view, [*prompt, *text], 0.9, seed=nodes)
+    draft: Any = TreeDraft(view, [*prompt, *text], 0.9, seed=len(str(nodes)))
     model = SpeculativeModel(view.model, draft)
     responses = list(
         dflash_mlx.stream_generate(
@@ -131,6 +133,74 @@ def test_greedy_text_is_plain_mlx_lms(family: str, nodes: int) -> None:
         assert any(path and path != list(range(len(path))) for _, path in seen)
 
 
+def flat(most: int) -> Costs:
+    """Of a machine that gives rows away, where a draft costs next to nothing."""
+    return Costs.known(1.0, [1.06] * (most + 1), 0.0, frozen=True)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_auto_grows_trees_and_the_text_is_plain_mlx_lms(family: str) -> None:
+    prompt, text = drive.prompt_of("long"), list(drive.plain(family, "long", 0, TOKENS))
+    cache = matrix.new_cache(family)
+    most = TreeDraft(drive.view_of(family), [], 0.0).most_proposals
+    with seen_trees() as seen:
+        tokens, last = write(family, prompt, text, "auto", prompt_cache=cache, costs=flat(most))
+    assert tokens == text and last.accepted > 0
+    matrix.check_logits(family, cache, [*prompt, *text])
+    assert any(tree is not None for tree, _ in seen) == (family in TAKING)
+
+
+class Whim:
+    """Grows and prunes as it likes, and checks what it is told."""
+
+    learns, reason, nodes = True, None, 0
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+        self.trees: list[Grown] = []
+
+    def copy(self, chances: Sequence[float], context: int) -> int:
+        return 0
+
+    def choose(self, most: int, context: int) -> int:
+        self.nodes = self.random.choice([0, 3, 16, 64])
+        return self.random.choice([0, most, self.random.randint(0, most)])
+
+    def narrow(self, read: Callable[[], Sequence[Sign]]) -> int:
+        return 1
+
+    def prune(self, chances: Sequence[float]) -> int:
+        assert list(chances) == sorted(chances, reverse=True) and 0 < len(chances) <= self.nodes
+        self.pruned = self.random.randint(0, len(chances))
+        return self.pruned
+
+    def observe(self, cycle: Cycle) -> None:
+        assert cycle.tree is None or cycle.drafted
+        if (tree := cycle.tree) is not None:
+            self.trees.append(tree)
+            assert len(tree.chances) == len(tree.passed) == cycle.verified == self.pruned > 0
+            assert sum(tree.passed) == cycle.accepted
+            assert 0 <= tree.kept <= min(tree.line, cycle.accepted)
+
+    def finish(self) -> None: ...
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "qwen3_5"])
+def test_any_choices_give_the_text_of_plain_decoding(family: str) -> None:
+    prompt, text = drive.prompt_of("long"), list(drive.plain(family, "long", 0, TOKENS))
+    view = drive.view_of(family)
+    for seed in range(5):
+        whim, cache = Whim(seed), matrix.new_cache(family)
+        draft: Any = TreeDraft(view, [*prompt, *text], 0.9, seed=seed)
+        options = Options(max_tokens=TOKENS)
+        decoder = Decoder(view, draft, cache, whim, options, drafting=True, keep_cache=True)
+        assert [token.id for token in decoder.run(prompt)] == text
+        matrix.check_logits(family, cache, [*prompt, *text])
+        assert bool(whim.trees) == (family in TAKING)
+    if family in TAKING:
+        assert any(tree.kept < sum(tree.passed) for tree in whim.trees)
+
+
 @pytest.mark.parametrize(("family", "nodes"), [c for c in cells() if c.values[0] in TAKING])
 def test_sampled_text_is_plain_mlx_lms(family: str, nodes: int) -> None:
     prompt, index = drive.prompt_of("long"), TAKING.index(family)
@@ -154,6 +224,21 @@ def test_xtc_tosses_its_coins_by_depth() -> None:
     text = list(matrix.plain_with("llama", prompt, TOKENS, sampler=sampler))
     mx.random.seed(3)
     assert write("llama", prompt, text, 16, sampler=make_sampler(0.9, **options))[0] == text
+
+
+def test_auto_samples_as_plain_mlx_lm_does() -> None:
+    prompt = drive.prompt_of("short")
+    drive.model_of("qwen3"), drive.view_of("qwen3")
+    mx.random.seed(4)
+    sampler = mlx_lm.sample_utils.make_sampler(1.0, top_k=20)
+    text = list(matrix.plain_with("qwen3", prompt, TOKENS, sampler=sampler))
+    after = mx.random.uniform()
+    mx.random.seed(4)
+    with seen_trees() as seen:
+        options = {"sampler": make_sampler(1.0, top_k=20), "costs": flat(7)}
+        assert write("qwen3", prompt, text, "auto", **options)[0] == text
+    assert any(tree is not None for tree, _ in seen)
+    assert mx.random.uniform().item() == after.item()
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt_oss"])
