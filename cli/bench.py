@@ -303,7 +303,7 @@ def _report(
             "repeats": repeats,
             "context": context,
             "max_tokens": settings.max_tokens,
-            "stop": list(settings.stop),
+            "stop": list(settings.stop or ()),
             "verify_length": settings.verify_length,
             "tree": settings.tree,
             "copies": settings.copies,

@@ -8,10 +8,10 @@ from typing import Any, NoReturn, cast
 
 import mlx.core as mx
 from mlx_lm.generate import generation_stream, wired_limit
-from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.arguments import (
+    Generation,
     check_callable,
     check_model,
     check_quantization,
@@ -21,18 +21,18 @@ from dflash_mlx.arguments import (
     fixed_length,
     tree_nodes,
 )
+from dflash_mlx.calling import called_with
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.decode import (
     BorrowedCache,
     Decoder,
-    LogitsProcessor,
     Options,
     Prefilled,
     PromptCache,
-    Sampler,
     costs_file,
     fill,
 )
+from dflash_mlx.decode.options import ChoosingOptions, RunOptions, values_of
 from dflash_mlx.decode.sampling import KeyedSampler
 from dflash_mlx.distributed import Decisions
 from dflash_mlx.distributed.sharding import load_sharded
@@ -119,28 +119,8 @@ def make_prompt_cache(model: SpeculativeModel) -> PromptCache:
     return model.make_cache()
 
 
-def stream_generate(
-    model: SpeculativeModel,
-    tokenizer: Any,
-    prompt: str | mx.array | Sequence[int],
-    max_tokens: int = Options.max_tokens,
-    *,
-    verify_length: int | str | None = "auto",
-    tree: int | str = "off",
-    costs: Costs | None = None,
-    copies: str = "auto",
-    sampler: Sampler | None = None,
-    logits_processors: Sequence[LogitsProcessor] | None = None,
-    prompt_cache: PromptCache | list[Any] | None = None,
-    max_kv_size: int | None = None,
-    prefill_step_size: int = Options.prefill_step_size,
-    kv_bits: int | None = Options.kv_bits,
-    kv_group_size: int = Options.kv_group_size,
-    quantized_kv_start: int = Options.quantized_kv_start,
-    prompt_progress_callback: Callable[[int, int], None] | None = None,
-    sample_proposals: bool | None = None,
-    stop: str | Sequence[str] | None = None,
-) -> Generator[GenerationResponse, None, None]:
+@called_with(Generation)
+def stream_generate(asked: Generation) -> Generator[GenerationResponse, None, None]:
     """Generate text, one response per token; the arguments mean what they mean in mlx_lm.
 
     Args:
@@ -183,77 +163,75 @@ def stream_generate(
     Raises:
         DFlashError: an argument that cannot be meant.
     """
+    model, tokenizer = asked.model, asked.tokenizer
     check_model(model)
-    check_whole("max_tokens", max_tokens, -1)
-    check_whole("prefill_step_size", prefill_step_size, 1)
-    check_whole("quantized_kv_start", quantized_kv_start, 0)
-    check_quantization(kv_bits, kv_group_size)
-    processors = checked_processors(logits_processors)
-    check_callable("sampler", sampler)
-    check_callable("prompt_progress_callback", prompt_progress_callback)
-    if costs is not None and not isinstance(costs, Costs):
-        raise DFlashError(f"costs is a {type(costs).__name__}; give what Costs.known makes.")
+    check_whole("max_tokens", asked.max_tokens, -1)
+    check_whole("prefill_step_size", asked.prefill_step_size, 1)
+    check_whole("quantized_kv_start", asked.quantized_kv_start, 0)
+    check_quantization(asked.kv_bits, asked.kv_group_size)
+    processors = checked_processors(asked.logits_processors)
+    check_callable("sampler", asked.sampler)
+    check_callable("prompt_progress_callback", asked.prompt_progress_callback)
+    if asked.costs is not None and not isinstance(asked.costs, Costs):
+        raise DFlashError(f"costs is a {type(asked.costs).__name__}; give what Costs.known makes.")
     if isinstance(tokenizer, str) or not hasattr(tokenizer, "encode"):
         raise DFlashError(
             f"The tokenizer is a {type(tokenizer).__name__}; give the one that load returned."
         )
-    if isinstance(sampler, KeyedSampler):
-        sampler.check_vocabulary(model.view.vocab_size)
+    if isinstance(asked.sampler, KeyedSampler):
+        asked.sampler.check_vocabulary(model.view.vocab_size)
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
-    prompt = encode(tokenizer, prompt)
+    prompt = encode(tokenizer, asked.prompt)
     model.view.check_tokens(prompt)
-    stops = StopStrings(stop)
-    fixed_length(verify_length, model.draft.most_proposals)
-    tree_nodes(tree)
-    if max_tokens == 0 or max_tokens < -1:
-        raise DFlashError(f"max_tokens is {max_tokens}; give at least 1, or -1 for no limit.")
-    if max_kv_size is not None:
+    stops = StopStrings(asked.stop)
+    fixed_length(asked.verify_length, model.draft.most_proposals)
+    tree_nodes(asked.tree)
+    if asked.max_tokens == 0:
+        raise DFlashError("max_tokens is 0; give at least 1, or -1 for no limit.")
+    if asked.max_kv_size is not None:
         raise DFlashError(
             "max_kv_size cannot be kept exactly: mlx-lm masks such a cache wrongly when several "
             "tokens are run at once; leave it out."
         )
-    if prompt_cache is None:
-        cache = model.make_cache()
-    elif isinstance(prompt_cache, PromptCache):
-        cache = prompt_cache
-        model.check_cache(cache)
-    elif not isinstance(prompt_cache, list):
-        raise DFlashError(
-            f"prompt_cache is a {type(prompt_cache).__name__}; give one from make_prompt_cache."
-        )
-    elif len(prompt_cache) != len(model.view.make_cache()):
-        raise InvalidCache(
-            f"prompt_cache is a list of {len(prompt_cache)} caches, and this target needs "
-            f"{len(model.view.make_cache())}; make it for this target."
-        )
-    else:
-        cache = BorrowedCache(prompt_cache, model.draft.make_context())
+    cache = _cache(model, asked.prompt_cache)
     refill = cache.refresh(model.target)
+    own = values_of(RunOptions, asked) | values_of(ChoosingOptions, asked)
     options = Options(
-        max_tokens=max_tokens,
+        **own | {"logits_processors": processors},
         stop_tokens=frozenset(tokenizer.eos_token_ids),
-        sampler=sampler or greedy_sampler,
-        logits_processors=processors,
-        prefill_step_size=prefill_step_size,
-        kv_bits=kv_bits,
-        kv_group_size=kv_group_size,
-        quantized_kv_start=quantized_kv_start,
-        prompt_progress_callback=prompt_progress_callback or (lambda done, total: None),
-        sample_proposals=sample_proposals,
-        copies=copying(copies),
+        copies=copying(asked.copies),
     )
     with wired_limit(model.target, [cast(mx.Stream, generation_stream)]):
         decoder = make_decoder(
             model,
             cache,
             options,
-            verify_length,
-            tree=tree,
-            costs=costs,
-            keep_cache=prompt_cache is not None,
+            asked.verify_length,
+            tree=asked.tree,
+            costs=asked.costs,
+            keep_cache=asked.prompt_cache is not None,
         )
         yield from responses(decoder, tokenizer, prompt, refill, stops)
+
+
+def _cache(model: SpeculativeModel, given: PromptCache | list[Any] | None) -> PromptCache:
+    if given is None:
+        return model.make_cache()
+    if isinstance(given, PromptCache):
+        model.check_cache(given)
+        return given
+    if not isinstance(given, list):
+        raise DFlashError(
+            f"prompt_cache is a {type(given).__name__}; give one from make_prompt_cache."
+        )
+    needed = len(model.view.make_cache())
+    if len(given) != needed:
+        raise InvalidCache(
+            f"prompt_cache is a list of {len(given)} caches, and this target needs {needed}; make "
+            "it for this target."
+        )
+    return BorrowedCache(given, model.draft.make_context())
 
 
 def make_decoder(

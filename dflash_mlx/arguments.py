@@ -1,13 +1,33 @@
 """Arguments of the public functions, checked before one that cannot be meant ends deep inside."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
-from dflash_mlx.decode import LogitsProcessor
+from dflash_mlx.decode import LogitsProcessor, PromptCache
+from dflash_mlx.decode.options import AnswerOptions, ChoosingOptions, RunOptions
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
+from dflash_mlx.policy import Costs
 from dflash_mlx.propose import MOST_NODES
+
+
+@dataclass(frozen=True)
+class _Asked:
+    model: SpeculativeModel
+    tokenizer: Any
+    prompt: str | mx.array | Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(ChoosingOptions, AnswerOptions, RunOptions, _Asked):
+    """All that `stream_generate` is called with; it says what each means."""
+
+    costs: Costs | None = None
+    prompt_cache: PromptCache | list[Any] | None = None
+    max_kv_size: int | None = None
 
 
 def check_model(model: Any) -> None:

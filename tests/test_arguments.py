@@ -1,14 +1,19 @@
 """Arguments that cannot be meant are refused at the door, each in a sentence."""
 
+import inspect
+import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.generate import generate_step
 
 import dflash_mlx
+from dflash_mlx.decode.options import RunOptions
 from dflash_mlx.errors import DFlashError
 from tests.command_line import run
 from tests.tiny_pair import SENTENCE, write_pair
@@ -46,6 +51,23 @@ def test_an_argument_that_cannot_be_is_named(pair: Any, name: str, value: Any) -
     model, tokenizer = pair
     with pytest.raises(DFlashError, match=name):
         dflash_mlx.generate(model, tokenizer, "hi", **{name: value})
+
+
+def test_a_call_is_that_of_a_function_with_the_options_as_parameters(pair: Any) -> None:
+    parameters = inspect.signature(dflash_mlx.stream_generate).parameters
+    assert [*parameters][:4] == ["model", "tokenizer", "prompt", "max_tokens"]
+    assert all(p.kind is p.KEYWORD_ONLY for p in [*parameters.values()][4:])
+    assert {f.name for f in fields(RunOptions)} <= {*inspect.signature(generate_step).parameters}
+    documented = dflash_mlx.stream_generate.__doc__ or ""
+    assert [n for n in parameters if not re.search(rf"^ .*\b{n}\b.*:", documented, re.M)] == []
+    for wrong, told in [
+        ({"temp": 0.5}, "unexpected keyword argument 'temp'"),
+        ({"model": pair[0]}, "multiple values for argument 'model'"),
+    ]:
+        with pytest.raises(TypeError, match=rf"stream_generate\(\) .*{told}"):
+            dflash_mlx.stream_generate(*pair, "hi", **wrong)
+    with pytest.raises(TypeError, match=r"stream_generate\(\) missing .*'prompt'"):
+        dflash_mlx.stream_generate(*pair)  # type: ignore[call-arg]
 
 
 def test_what_is_no_pair_and_no_group_is_named(pair: Any) -> None:

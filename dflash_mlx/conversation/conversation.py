@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dflash_mlx.api import stream_generate
@@ -13,6 +13,7 @@ from dflash_mlx.conversation.prefixes import Lease, PrefixCache, common_prefix
 from dflash_mlx.conversation.template import Message, Template
 from dflash_mlx.conversation.thinking import parts_of_answer
 from dflash_mlx.decode import Options
+from dflash_mlx.decode.options import RunOptions
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.responses import GenerationResponse
 
@@ -121,8 +122,7 @@ class Conversation:
     def _fill(self, lease: Lease, **options: Any) -> None:
         """Run what the cache lacks of the prompt, all but its last token."""
         told = options.get("prompt_progress_callback") or (lambda done, total: None)
-        of_cache = ("prefill_step_size", "kv_bits", "kv_group_size", "quantized_kv_start")
-        given = {name: options[name] for name in of_cache if name in options}
+        given = {f.name: options[f.name] for f in fields(RunOptions) if f.name in options}
         settings = Options(**given, copies=options.get("copies") != "off")
         with closing(lease.fill(settings)) as chunks:
             for chunk in chunks:

@@ -64,7 +64,8 @@ class Decoder:
         self.finished = False
         own = plain_choice(options.sampler, options.random_state)
         self._choice, self._agreed = agreement.choice(own), agreement.proposals
-        self._rule = acceptance_rule(self._choice, options.logits_processors, options.stop_tokens)
+        self._processors = tuple(options.logits_processors or ())
+        self._rule = acceptance_rule(self._choice, self._processors, options.stop_tokens)
         sampled = options.sample_proposals
         self._proposing = draft_choice(own, draft.samples_proposals if sampled is None else sampled)
         taps = draft.target_layer_ids if drafting or keep_cache else ()
@@ -87,10 +88,10 @@ class Decoder:
         """
         with closing(self.steps(prompt, refill)) as steps:
             for step in steps:
-                if isinstance(step, Prefilled):
-                    self.options.prompt_progress_callback(step.done, step.total)
-                else:
+                if not isinstance(step, Prefilled):
                     yield from step
+                elif told := self.options.prompt_progress_callback:
+                    told(step.done, step.total)
 
     def steps(
         self, prompt: list[int], refill: Sequence[int] = ()
@@ -260,7 +261,7 @@ class Decoder:
         with DeviceWork(self.cache):
             history = self._history(anchor)
             logits = self._guided.restrict(self._target.run(anchor)[:, -1])
-            for process in self.options.logits_processors:
+            for process in self._processors:
                 logits = process(cast(mx.array, history), logits)
             logprobs = log_probabilities(logits)
             token = self._choice(logprobs)
@@ -335,7 +336,7 @@ class Decoder:
 
     def _history(self, anchor: mx.array) -> mx.array | None:
         """What plain decoding shows a logits processor with the anchor's row: [n] ids."""
-        if not self.options.logits_processors:
+        if not self._processors:
             return None
         known = mx.array(self.cache.tokens[self._history_start :])
         return known if self._target.behind else mx.concatenate([known, anchor])

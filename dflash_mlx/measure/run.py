@@ -11,54 +11,34 @@ from mlx_lm import stream_generate as plain_stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.api import stream_generate
-from dflash_mlx.decode import Options, make_sampler
+from dflash_mlx.decode import make_sampler
+from dflash_mlx.decode.options import AnswerOptions, RunOptions, values_of
 from dflash_mlx.measure.collectives import Collectives
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.stop_strings import StopStrings
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the generations of a comparison share; the names are `stream_generate`'s.
+@dataclass(frozen=True, kw_only=True)
+class Settings(AnswerOptions, RunOptions):
+    """What the generations of a comparison share.
 
     With `temp` above 0, `seed` is set before every run.
     """
 
-    max_tokens: int = Options.max_tokens
-    verify_length: int | str | None = "auto"
-    tree: int | str = 0
-    copies: str = "auto"
     temp: float = 0.0
     top_p: float = 1.0
     min_p: float = 0.0
     top_k: int = 0
     seed: int = 0
-    prefill_step_size: int = Options.prefill_step_size
-    kv_bits: int | None = Options.kv_bits
-    kv_group_size: int = Options.kv_group_size
-    quantized_kv_start: int = Options.quantized_kv_start
-    stop: tuple[str, ...] = ()
 
     def plain_arguments(self) -> dict[str, Any]:
         """The keyword arguments of mlx_lm's `stream_generate`."""
-        return {
-            "max_tokens": self.max_tokens,
-            "sampler": make_sampler(self.temp, self.top_p, self.min_p, top_k=self.top_k),
-            "prefill_step_size": self.prefill_step_size,
-            "kv_bits": self.kv_bits,
-            "kv_group_size": self.kv_group_size,
-            "quantized_kv_start": self.quantized_kv_start,
-        }
+        sampler = make_sampler(self.temp, self.top_p, self.min_p, top_k=self.top_k)
+        return {**values_of(RunOptions, self), "sampler": sampler}
 
     def dflash_arguments(self) -> dict[str, Any]:
         """The keyword arguments of our `stream_generate`."""
-        own = {
-            "verify_length": self.verify_length,
-            "tree": self.tree,
-            "copies": self.copies,
-            "stop": self.stop,
-        }
-        return self.plain_arguments() | own
+        return self.plain_arguments() | values_of(AnswerOptions, self)
 
 
 @dataclass(frozen=True)
@@ -137,7 +117,7 @@ def _prepare(settings: Settings) -> None:
         mx.random.seed(settings.seed)
 
 
-def _until(responses: Iterable[Any], stop: tuple[str, ...]) -> Iterator[Any]:
+def _until(responses: Iterable[Any], stop: str | Iterable[str] | None) -> Iterator[Any]:
     """Plain mlx_lm's responses up to a stop string, which it does not know."""
     stops = StopStrings(stop)
     for response in responses:
