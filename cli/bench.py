@@ -25,9 +25,9 @@ from dflash_mlx.conversation import Template, check_positions, max_positions
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.files import check_writable, write_result
 from dflash_mlx.measure import summary
-from dflash_mlx.measure.comparison import BenchPrompt, Result, compare
+from dflash_mlx.measure.comparison import BenchPrompt, Result, Sides, compare
 from dflash_mlx.measure.context import context_prompts
-from dflash_mlx.measure.kernels import KernelSide, compared, kernel_sides
+from dflash_mlx.measure.kernels import KERNELS, KernelSide, compared, kernel_sides
 from dflash_mlx.measure.kernels import modes as kernel_modes
 from dflash_mlx.measure.machine import machine
 from dflash_mlx.measure.profile import profile as host_profile
@@ -40,7 +40,8 @@ from dflash_mlx.measure.prompts import (
 )
 from dflash_mlx.measure.run import Settings
 from dflash_mlx.measure.summary import Summary
-from dflash_mlx.measure.sweep import lengths_to_sweep, swept
+from dflash_mlx.measure.sweep import sweep_sides, swept
+from dflash_mlx.measure.trees import against_lines, lines_side, wants_trees
 from dflash_mlx.metal import selection
 
 _BENCH = "Benchmark"
@@ -67,7 +68,7 @@ SweepOption = Annotated[
     bool,
     typer.Option(
         "--sweep",
-        help="Measure fixed verify lengths, too, and show the best of them.",
+        help="Measure fixed verify lengths and trees, too, and show the best length.",
         rich_help_panel=_BENCH,
     ),
 ]
@@ -163,7 +164,7 @@ def bench(
     _check_target(plot)
     if plot and not follows():
         check_format(plot)
-    sides = _kernel_sides(kernels) if kernels else None
+    with_kernels = _kernel_sides(kernels) if kernels else None
     questions = _questions(prompts) if prompts else None
     loaded = load_pair(pair)
     template = loaded.template(prompting, ignore_chat_template)
@@ -179,6 +180,11 @@ def bench(
     with working("Looking at the machine"):
         about = machine()
     bench_screen.header(about, loaded, settings, to_run, repeats)
+    sides: Sides = {
+        **lines_side(loaded.model, settings),
+        **(sweep_sides(loaded.model, settings) if sweep else {}),
+        **{(KERNELS, name): (side.run, settings) for name, side in (with_kernels or {}).items()},
+    }
     with quantizing(settings.kv_bits, settings.kv_group_size), progress() as step:
         results = compare(
             loaded.model,
@@ -187,12 +193,11 @@ def bench(
             settings,
             repeats=repeats,
             cooldown=cooldown,
-            sweep=lengths_to_sweep(loaded.model.draft.most_proposals) if sweep else (),
-            kernels={name: side.run for name, side in (sides or {}).items()},
+            sides=sides,
             progress=step,
         )
-    bench_screen.report(results, each)
-    if sides is not None:
+    bench_screen.report(results, each, settings)
+    if with_kernels is not None:
         bench_screen.kernels(compared(results))
     host = None
     if profile:
@@ -212,11 +217,7 @@ def bench(
         by = "verify length" if sweep else "context length" if context else "kind of prompt"
         title = f"Tokens per second by {by}: {name}"
         if found := swept(results):
-            run = (
-                "auto" if settings.verify_length == "auto" else f"{settings.verify_length}, as run"
-            )
-            run = f"tree of {settings.tree}" if settings.tree else run
-            write_sweep(plot, title, found, {run: summary.overall(results)}, about)
+            write_sweep(plot, title, found, {_as_run(settings): summary.overall(results)}, about)
         else:
             write_chart(plot, title, _charted(results, context is not None), about)
         note(f"Written: {plot}")
@@ -275,6 +276,14 @@ def _counted(prompts: list[BenchPrompt]) -> list[tuple[int, ...]]:
     return [p.tokens for p in prompts if p.counts] or [p.tokens for p in prompts]
 
 
+def _as_run(settings: Settings) -> str:
+    """What was run beside a sweep, for the chart."""
+    trees = wants_trees(settings)
+    asked = settings.tree if trees else settings.verify_length
+    name = f"tree {asked}" if trees else f"{asked}"
+    return name if asked == "auto" else f"{name}, as run"
+
+
 def _charted(results: list[Result], by_context: bool) -> dict[str, Summary]:
     counted = [r for r in results if r.prompt.counts] or results
     rows = summary.by_kind(counted)
@@ -296,6 +305,7 @@ def _report(
         "kinds": {kind: s.as_json() for kind, s in summary.by_kind(results).items()},
         "prompts": summary.as_json(results),
         "kernels": gains.as_json() if (gains := compared(results)) else None,
+        "trees": trees.as_json() if (trees := against_lines(results)) else None,
         "sweep": found.as_json() if (found := swept(results)) else None,
         "settings": {
             "model": loaded.target,

@@ -15,6 +15,7 @@ from dflash_mlx.measure.profile import PHASES, Profile
 from dflash_mlx.measure.run import Settings
 from dflash_mlx.measure.summary import Summary, by_kind, overall, summarize
 from dflash_mlx.measure.sweep import Sweep, swept
+from dflash_mlx.measure.trees import Trees, against_lines, wants_trees
 
 _BAR = 30
 
@@ -45,7 +46,7 @@ def header(
     out.print()
 
 
-def report(results: Sequence[Result], each: bool) -> None:
+def report(results: Sequence[Result], each: bool, settings: Settings) -> None:
     """Tables, drawings and the verdict; with `each`, a row for every prompt."""
     total, sweep = overall(results), swept(results)
     out.print(_table(results, total, sweep, each))
@@ -53,6 +54,8 @@ def report(results: Sequence[Result], each: bool) -> None:
     _histogram(total)
     _positions(total)
     _verdict(results, total)
+    if wants_trees(settings):
+        _trees(settings.tree, total, against_lines(results))
     if sweep:
         _sweep(sweep)
 
@@ -223,15 +226,37 @@ def _verdict(results: Sequence[Result], total: Summary) -> None:
         )
 
 
-def _sweep(sweep: Sweep) -> None:
-    speeds = ", ".join(f"{n}: {s.speedup:.2f}x" for n, s in sweep.lengths.items())
-    out.print(f"Fixed verify lengths: {speeds}.", markup=False)
-    spread = sweep.over_best_interval
+def _trees(tree: int | str, total: Summary, found: Trees | None) -> None:
+    if found is None:
+        out.print(f"No trees can be verified here: --tree {tree} put lines to the target.")
+        return
+    which, lines = "where they pay" if tree == "auto" else f"of {tree}", found.lines
     out.print(
-        f"Against the best of them, {sweep.best}: {sweep.over_best:.3f}x"
+        f"Trees {which}: {total.acceptance_length:.2f} tokens per target forward at "
+        f"{total.dflash.generation_tps:.1f} tokens/s; lines: {lines.acceptance_length:.2f} at "
+        f"{lines.dflash.generation_tps:.1f}.",
+        markup=False,
+    )
+
+
+def _sweep(sweep: Sweep) -> None:
+    for title, sides in (("Fixed verify lengths", sweep.lengths), ("Trees", sweep.trees)):
+        if sides:
+            each = (f"{n}: {s.speedup:.2f}x at {s.acceptance_length:.2f}" for n, s in sides.items())
+            out.print(f"{title}: {', '.join(each)} tokens per forward.", markup=False)
+    best, spread = sweep.lengths[sweep.best], sweep.over_best_interval
+    out.print(
+        f"Against the best verify length, {sweep.best}: {sweep.over_best:.3f}x"
         + (f" (95 % interval {spread[0]:.3f} to {spread[1]:.3f})." if spread else "."),
         markup=False,
     )
+    if (nodes := sweep.faster_tree) is not None:
+        tree = sweep.trees[nodes]
+        out.print(
+            f"A tree of {nodes} is faster than that: {tree.speedup:.2f}x against "
+            f"{best.speedup:.2f}x.",
+            markup=False,
+        )
 
 
 def _interval(total: Summary) -> str:

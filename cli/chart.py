@@ -87,14 +87,16 @@ def write_chart(
 def write_sweep(
     file: Path, title: str, sweep: Sweep, run: Mapping[str, Summary], about: Mapping[str, Any]
 ) -> None:
-    """Draw plain decoding, every verify length of a sweep, and what was run besides, by its name.
+    """Draw plain decoding, every verify length and tree of a sweep, and what was run, by its name.
 
     Raises:
         as `check_format`.
     """
     ((name, total),) = run.items()
     bars = {"plain mlx_lm": (total.plain.generation_tps, digits(total.plain.generation_tps))}
-    for label, s in {**{str(n): s for n, s in sweep.lengths.items()}, name: total}.items():
+    lengths = {str(n): s for n, s in sweep.lengths.items()}
+    trees = {f"tree {n}": s for n, s in sweep.trees.items()}
+    for label, s in {**lengths, **trees, name: total}.items():
         tps = s.dflash.generation_tps
         bars[label] = tps, f"{digits(tps)}, {s.speedup:.2f}x"
     write_bars(file, title, bars, about, marked=name)

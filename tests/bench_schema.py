@@ -3,6 +3,7 @@
 from typing import Any
 
 from dflash_mlx.measure.profile import PHASES
+from dflash_mlx.propose import MOST_NODES
 
 NUMBER = {"type": "number", "minimum": 0}
 COUNT = {"type": "integer", "minimum": 0}
@@ -66,6 +67,12 @@ _DIFFERENCE = {
 _TEXT = {"type": "string", "minLength": 1}
 _PHASES = _object(**dict.fromkeys(PHASES, NUMBER))
 
+_BY_NUMBER = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[1-9][0-9]*$"},
+    "additionalProperties": _object(**FIGURES),
+}
+
 SCHEMA = _object(
     summary=_object(**FIGURES),
     kinds={"type": "object", "minProperties": 1, "additionalProperties": _object(**FIGURES)},
@@ -94,16 +101,22 @@ SCHEMA = _object(
             ),
         ]
     },
+    trees={
+        "anyOf": [
+            {"type": "null"},
+            _object(
+                lines=_object(**FIGURES),
+                over_lines=NUMBER,
+                over_lines_interval=FIGURES["speedup_interval"],
+            ),
+        ]
+    },
     sweep={
         "anyOf": [
             {"type": "null"},
             _object(
-                lengths={
-                    "type": "object",
-                    "minProperties": 1,
-                    "propertyNames": {"pattern": "^[1-9][0-9]*$"},
-                    "additionalProperties": _object(**FIGURES),
-                },
+                lengths={**_BY_NUMBER, "minProperties": 1},
+                trees=_BY_NUMBER,
                 best={"type": "integer", "minimum": 1},
                 over_best=NUMBER,
                 over_best_interval=FIGURES["speedup_interval"],
@@ -126,7 +139,7 @@ SCHEMA = _object(
         max_tokens={"type": "integer", "minimum": -1},
         stop={"type": "array", "items": _TEXT},
         verify_length={"type": ["integer", "string", "null"]},
-        tree=COUNT,
+        tree={"enum": ["auto", *range(MOST_NODES + 1)]},
         copies={"enum": ["auto", "off"]},
         temp=NUMBER,
         top_p=SHARE,

@@ -1,7 +1,9 @@
 """dflash-mlx bench, as a user runs it."""
 
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -11,12 +13,13 @@ import mlx.core as mx
 import pytest
 from PIL import Image
 
-from dflash_mlx.measure import comparison
+from dflash_mlx.measure import comparison, sweep
 from dflash_mlx.measure.prompts import demo_questions
 from dflash_mlx.measure.run import Run
 from dflash_mlx.metal import attention_class
 from dflash_mlx.metal.selection import Selection
 from dflash_mlx.metal.verdicts import Verdict, VerdictBook
+from dflash_mlx.target import view
 from tests.bench_schema import SCHEMA
 from tests.command_line import complaint, run
 from tests.metal.emulator import Emulator, need_compiler
@@ -50,6 +53,13 @@ def prompts(tmp_path):
     return ["--prompts", str(file)]
 
 
+@pytest.fixture
+def one(tmp_path):
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"prompt": "Count."}')
+    return ["--prompts", str(file)]
+
+
 def report(tmp_path: Path, *arguments: str) -> tuple[dict, str]:
     file = tmp_path / "report.json"
     result = run("bench", "--json", str(file), *arguments)
@@ -57,6 +67,18 @@ def report(tmp_path: Path, *arguments: str) -> tuple[dict, str]:
     written = json.loads(file.read_text())
     jsonschema.validate(written, SCHEMA)
     return written, result.stdout
+
+
+def lines_of(screen: str, title: str) -> str:
+    """What stands behind a title, up to the end of its sentence, on one line."""
+    (found,) = re.findall(f"^{title}(.*?\\.)$", screen, re.MULTILINE | re.DOTALL)
+    return " ".join(found.split())
+
+
+def shown(sides: dict[str, dict]) -> str:
+    """The sides of a sweep as bench prints them."""
+    each = (f"{n}: {f['speedup']:.2f}x at {f['acceptance_length']:.2f}" for n, f in sides.items())
+    return f"{', '.join(each)} tokens per forward."
 
 
 def test_report_of_a_prompts_file(tmp_path, prompts, reciting):
@@ -116,30 +138,103 @@ def test_a_draft_window_leaves_the_text_as_it_is(tmp_path, prompts, reciting):
     assert "at least 16" in complaint(run("bench", "--draft-window", "3", *prompts, *reciting), 1)
 
 
-def test_sweep_of_fixed_lengths(tmp_path, prompts, reciting):
-    written, screen = report(tmp_path, "--repeats", "3", "--sweep", *prompts, *reciting)
-    sweep = written["sweep"]
-    assert list(sweep["lengths"]) == [str(n) for n in range(1, BLOCK)]
-    for length, figures in sweep["lengths"].items():
+def test_sweep_of_fixed_lengths(tmp_path, one, reciting):
+    written, screen = report(tmp_path, "--repeats", "3", "--sweep", *one, *reciting)
+    found = written["sweep"]
+    assert list(found["lengths"]) == [str(n) for n in range(1, BLOCK)]
+    for length, figures in found["lengths"].items():
         assert figures["identical"] is True
         assert len(figures["by_position"]) == int(length)
-    best = sweep["lengths"][str(sweep["best"])]
-    assert best["speedup"] == max(f["speedup"] for f in sweep["lengths"].values())
+    best = found["lengths"][str(found["best"])]
+    assert best["speedup"] == max(f["speedup"] for f in found["lengths"].values())
     dflash = written["summary"]["dflash"]["decode_seconds"]
-    assert sweep["over_best"] == pytest.approx(best["dflash"]["decode_seconds"] / dflash)
-    low, high = sweep["over_best_interval"]
+    assert found["over_best"] == pytest.approx(best["dflash"]["decode_seconds"] / dflash)
+    low, high = found["over_best_interval"]
     assert low <= high
-    assert f"best fixed: {sweep['best']}" in screen and "Fixed verify lengths" in screen
+    assert f"best fixed: {found['best']}" in screen
+    fixed, trees = lines_of(screen, "Fixed verify lengths: "), lines_of(screen, "Trees: ")
+    assert fixed == shown(found["lengths"]) and trees == shown(found["trees"])
+    assert written["trees"] is None
 
 
-def test_a_tree_beside_lines(tmp_path, prompts, reciting):
-    options = ["--repeats", "1", "--tree", "16", "--sweep"]
-    written, _ = report(tmp_path, *options, *prompts, *reciting)
-    summary, lengths = written["summary"], written["sweep"]["lengths"]
+def test_sweep_of_trees(tmp_path, one, reciting):
+    options = ["--repeats", "1", "--sweep", "--verify-length", "2"]
+    written, screen = report(tmp_path, *options, *one, *reciting)
+    lengths, trees = written["sweep"]["lengths"], written["sweep"]["trees"]
+    assert list(trees) == ["4", "8", "16", "32", "64"]
+    widest = max(f["verify_length"] for f in lengths.values())
+    for nodes, figures in trees.items():
+        assert figures["identical"] is True and figures["by_position"] == []
+        # As deep as the block, whatever was asked for the run beside it; at the answer's end less.
+        assert widest < figures["verify_length"] <= int(nodes)
+    # The largest tree has all of a line, and more.
+    most = lengths[str(BLOCK - 1)]["acceptance_length"]
+    assert trees["64"]["acceptance_length"] >= most
+    tree, best = (max(s.values(), key=lambda f: f["speedup"]) for s in (trees, lengths))
+    assert best == lengths[str(written["sweep"]["best"])]
+    assert ("is faster than that" in screen) == (tree["speedup"] > best["speedup"])
+
+
+@pytest.mark.parametrize("tree_is_faster", [True, False])
+def test_a_tree_faster_than_every_length_is_named(
+    tmp_path, one, reciting, monkeypatch, tree_is_faster
+):
+    honest = sweep.dflash_run
+
+    def timed(model, tokenizer, prompt, settings):
+        faster = settings.tree == 16 if tree_is_faster else settings.verify_length == 2
+        seconds = 1.0 if faster else 2.0
+        return replace(honest(model, tokenizer, prompt, settings), decode_seconds=seconds)
+
+    monkeypatch.setattr(sweep, "dflash_run", timed)
+    written, screen = report(tmp_path, "--repeats", "1", "--sweep", *one, *reciting)
+    figures = written["sweep"]
+    tree, best = figures["trees"]["16"]["speedup"], figures["lengths"][str(figures["best"])]
+    said = f"A tree of 16 is faster than that: {tree:.2f}x against {best['speedup']:.2f}x."
+    assert (said in " ".join(screen.split())) == tree_is_faster
+    assert ("is faster than that" in screen) == tree_is_faster
+    # The best length is one of lines, however fast a tree is.
+    assert figures["best"] == (1 if tree_is_faster else 2)
+
+
+def test_a_tree_beside_lines(tmp_path, one, rambling):
+    options = ["--repeats", "3", "--max-tokens", "12", "--tree", "16", "--verify-length", "3"]
+    written, screen = report(tmp_path, *options, *one, *rambling)
+    summary, lines = written["summary"], written["trees"]["lines"]
     assert summary["identical"] and summary["by_position"] == []
-    assert summary["verify_length"] > max(f["verify_length"] for f in lengths.values())
-    assert all(len(f["by_position"]) == int(length) for length, f in lengths.items())
-    assert written["settings"]["tree"] == 16
+    assert lines["identical"] and len(lines["by_position"]) == 3
+    assert lines["verify_length"] <= 3 < summary["verify_length"] <= 16
+    assert lines["plain"] == summary["plain"] and lines["dflash"] != summary["dflash"]
+    seconds = [s["dflash"]["decode_seconds"] for s in (lines, summary)]
+    assert written["trees"]["over_lines"] == pytest.approx(seconds[0] / seconds[1])
+    low, high = written["trees"]["over_lines_interval"]
+    assert low <= high
+    at = [f"{s['dflash']['generation_tps']:.1f}" for s in (summary, lines)]
+    assert lines_of(screen, "Trees of 16: ") == (
+        f"{summary['acceptance_length']:.2f} tokens per target forward at {at[0]} tokens/s; "
+        f"lines: {lines['acceptance_length']:.2f} at {at[1]}."
+    )
+    assert written["settings"]["tree"] == 16 and written["sweep"] is None
+
+
+def test_trees_by_cost_beside_lines(tmp_path, one, reciting):
+    written, screen = report(tmp_path, "--repeats", "1", "--tree", "auto", *one, *reciting)
+    summary, lines = written["summary"], written["trees"]["lines"]
+    assert summary["identical"] and lines["identical"]
+    length = f"{summary['acceptance_length']:.2f} tokens per target forward"
+    assert lines_of(screen, "Trees where they pay: ").startswith(length)
+    assert written["settings"]["tree"] == "auto"
+
+
+def test_a_target_that_takes_no_trees(tmp_path, one, reciting, monkeypatch):
+    monkeypatch.setattr(view, "can_branch", lambda cache: False)
+    options = ["--repeats", "1", "--tree", "16", "--sweep"]
+    written, screen = report(tmp_path, *options, *one, *reciting)
+    assert written["trees"] is None and written["sweep"]["trees"] == {}
+    assert list(written["sweep"]["lengths"]) == [str(n) for n in range(1, BLOCK)]
+    assert "No trees can be verified here: --tree 16 put lines to the target." in screen
+    assert "Trees: " not in screen
+    assert "No trees" not in run("bench", "--repeats", "1", *one, *reciting).stdout
 
 
 def test_each_prompt_can_be_shown(prompts, reciting):
@@ -240,19 +335,26 @@ def test_chart_as_svg(tmp_path, prompts, reciting, options):
         assert float(bar.attrib["x"]) + float(bar.attrib["width"]) < float(root.attrib["width"])
 
 
-@pytest.mark.parametrize("length", ["auto", "2"])
-def test_chart_of_a_sweep(tmp_path, prompts, reciting, length):
+@pytest.mark.parametrize(
+    ("asked", "last"),
+    [
+        (["--verify-length", "auto"], "auto"),
+        (["--verify-length", "2"], "2, as run"),
+        (["--tree", "auto"], "tree auto"),
+    ],
+)
+def test_chart_of_a_sweep(tmp_path, one, reciting, asked, last):
     file, json_file = tmp_path / "chart.svg", tmp_path / "bench.json"
-    options = ["--sweep", "--verify-length", length, "--plot", str(file), "--json", str(json_file)]
-    result = run("bench", "--repeats", "1", *options, *prompts, *reciting)
+    options = ["--sweep", *asked, "--plot", str(file), "--json", str(json_file)]
+    result = run("bench", "--repeats", "1", *options, *one, *reciting)
     assert result.exit_code == 0, result.output
     root, found = ElementTree.fromstring(file.read_text()), json.loads(json_file.read_text())
     labels = [e.text for e in root.iter(f"{SVG}text") if e.attrib["text-anchor"] == "end"]
-    last = "auto" if length == "auto" else "2, as run"
-    assert labels == ["plain mlx_lm", *found["sweep"]["lengths"], last]
+    lengths, trees = found["sweep"]["lengths"], found["sweep"]["trees"]
+    assert labels == ["plain mlx_lm", *lengths, *(f"tree {n}" for n in trees), last]
     # A bar for each, as long as it was fast; the first rectangle is the paper.
     widths = [float(bar.attrib["width"]) for bar in list(root.iter(f"{SVG}rect"))[1:]]
-    sides = [s["dflash"] for s in [*found["sweep"]["lengths"].values(), found["summary"]]]
+    sides = [s["dflash"] for s in [*lengths.values(), *trees.values(), found["summary"]]]
     speeds = [s["generation_tps"] for s in [found["summary"]["plain"], *sides]]
     for width, speed in zip(widths, speeds, strict=True):
         assert width / max(widths) == pytest.approx(speed / max(speeds), abs=0.01)

@@ -17,6 +17,9 @@ from dflash_mlx.pairs import SpeculativeModel
 WARM_UPS, PROOF_SECONDS = 5, 900.0
 
 Measure = Callable[[SpeculativeModel, TokenizerWrapper, Sequence[int], Settings], Run]
+# What a further side tries, as "verify length", and which: 4.
+SideName = tuple[str, int | str]
+Sides = Mapping[SideName, tuple[Measure, Settings]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ class BenchPrompt:
 class Result:
     """All runs of one prompt; those of the same index were made together.
 
-    `fixed` are the runs of a sweep: DFlash with a fixed verify length, for each length. `kernels`
-    are those with some kernels, by the side's name.
+    `sides` are those of the further sides, by name.
     `difference` is where the texts part, None where they are the same.
     """
 
@@ -49,8 +51,7 @@ class Result:
     plain: list[Run]
     dflash: list[Run]
     difference: Difference | None = None
-    fixed: dict[int, list[Run]] = field(default_factory=dict)
-    kernels: dict[str, list[Run]] = field(default_factory=dict)
+    sides: dict[SideName, list[Run]] = field(default_factory=dict)
 
     @property
     def identical(self) -> bool:
@@ -66,8 +67,7 @@ def compare(
     *,
     repeats: int = 3,
     cooldown: float = 0.0,
-    sweep: Sequence[int] = (),
-    kernels: Mapping[str, Measure] | None = None,
+    sides: Sides | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[Result]:
     """Measure every prompt `repeats` times both ways, after a warm-up.
@@ -81,32 +81,26 @@ def compare(
         settings: how to generate.
         repeats: pairs of runs per prompt, at least 1.
         cooldown: seconds to wait before each run.
-        sweep: verify lengths to measure besides, each as a side of its own.
-        kernels: further sides by name, `dflash_run` with some kernels.
+        sides: what to measure besides, each in its own way with its own settings.
         progress: called with runs done, their total and what comes next.
     """
-    kernels = kernels or {}
+    further = sides or {}
 
     def result(prompt: BenchPrompt) -> Result:
-        fixed = {length: list[Run]() for length in sweep}
-        return Result(prompt, [], [], fixed=fixed, kernels={name: [] for name in kernels})
+        return Result(prompt, [], [], sides={name: [] for name in further})
 
     results = [result(prompt) for prompt in prompts]
-    sides: list[tuple[Measure, Settings, Callable[[Result], list[Run]]]] = [
+    ways: list[tuple[Measure, Settings, Callable[[Result], list[Run]]]] = [
         (plain_run, settings, lambda r: r.plain),
         (dflash_run, settings, lambda r: r.dflash),
+        *((run, how, partial(_further, name=name)) for name, (run, how) in further.items()),
     ]
-    for length in sweep:
-        at = partial(_fixed, length=length)
-        sides.append((dflash_run, replace(settings, verify_length=length, tree=0), at))
-    for name, measure in kernels.items():
-        sides.append((measure, settings, partial(_with_kernels, name=name)))
     warm_up = result(prompts[0])
     plan = [warm_up, *(result for _ in range(repeats) for result in results)]
-    total, done = len(sides) * len(plan), 0
+    total, done = len(ways) * len(plan), 0
     for number, found in enumerate(plan):
-        first = number % len(sides)
-        for run, how, runs in [*sides[first:], *sides[:first]]:
+        first = number % len(ways)
+        for run, how, runs in [*ways[first:], *ways[:first]]:
             progress(done, total, "warm-up" if found is warm_up else found.prompt.kind)
             if cooldown:
                 time.sleep(cooldown)
@@ -137,12 +131,8 @@ def _settled(run: Measure) -> Measure:
     return again
 
 
-def _with_kernels(result: Result, name: str) -> list[Run]:
-    return result.kernels[name]
-
-
-def _fixed(result: Result, length: int) -> list[Run]:
-    return result.fixed[length]
+def _further(result: Result, name: SideName) -> list[Run]:
+    return result.sides[name]
 
 
 def _explained(

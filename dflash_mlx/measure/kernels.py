@@ -1,19 +1,21 @@
 """What each Metal kernel gains: DFlash with and without it, on the same prompts."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from dflash_mlx.measure.comparison import Result
 from dflash_mlx.measure.run import Run, Settings, dflash_run
-from dflash_mlx.measure.summary import Summary, overall
+from dflash_mlx.measure.summary import Summary
+from dflash_mlx.measure.summary import sides as summaries
 from dflash_mlx.metal.catalogue import USES
 from dflash_mlx.metal.selection import MODES, Selection
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.policy import Learned
 
+KERNELS = "kernels"  # what the sides try
 NO_METAL = "There is no Metal here: the kernels cannot run, so there is nothing to compare."
 
 
@@ -92,11 +94,10 @@ class Kernels:
 
 def compared(results: Sequence[Result]) -> Kernels | None:
     """The figures of the prompts that count; None where kernels were not compared."""
-    names = list(results[0].kernels)
-    if not names:
+    sides = summaries(results, KERNELS)
+    if not sides:
         return None
-    sides = {n: overall([replace(r, dflash=r.kernels[n]) for r in results]) for n in names}
     off = sides.get("off")
     speed = {n: s.dflash.generation_tps for n, s in sides.items()}
-    gains = {n: speed[n] / speed["off"] for n in names} if off and speed["off"] else {}
+    gains = {n: speed[n] / speed["off"] for n in sides} if off and speed["off"] else {}
     return Kernels(sides, gains)

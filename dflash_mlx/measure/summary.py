@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -105,6 +105,12 @@ def by_kind(results: Sequence[Result]) -> dict[str, Summary]:
 def overall(results: Sequence[Result]) -> Summary:
     """The prompts that count; all of them if none does."""
     return summarize([r for r in results if r.prompt.counts] or results)
+
+
+def sides(results: Sequence[Result], tried: str) -> dict[Any, Summary]:
+    """The further sides that tried one thing, against plain decoding, by which of it they tried."""
+    names = [name for name in results[0].sides if name[0] == tried]
+    return {name[1]: overall([replace(r, dflash=r.sides[name]) for r in results]) for name in names}
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
