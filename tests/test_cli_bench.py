@@ -339,7 +339,7 @@ def test_chart_as_svg(tmp_path, prompts, reciting, options):
     ("asked", "last"),
     [
         (["--verify-length", "auto"], "auto"),
-        (["--verify-length", "2"], "2, as run"),
+        (["--verify-length", "2", "--tree", "auto"], "2, as run"),
         (["--tree", "auto"], "tree auto"),
     ],
 )
@@ -349,6 +349,7 @@ def test_chart_of_a_sweep(tmp_path, one, reciting, asked, last):
     result = run("bench", "--repeats", "1", *options, *one, *reciting)
     assert result.exit_code == 0, result.output
     root, found = ElementTree.fromstring(file.read_text()), json.loads(json_file.read_text())
+    assert (found["trees"] is not None) == last.startswith("tree")
     labels = [e.text for e in root.iter(f"{SVG}text") if e.attrib["text-anchor"] == "end"]
     lengths, trees = found["sweep"]["lengths"], found["sweep"]["trees"]
     assert labels == ["plain mlx_lm", *lengths, *(f"tree {n}" for n in trees), last]

@@ -37,8 +37,10 @@ def takes_trees(model: SpeculativeModel) -> bool:
 
 
 def wants_trees(settings: Settings) -> bool:
-    """Whether trees are asked for."""
-    return settings.tree not in (0, "off")
+    """Whether trees are asked for; a fixed verify length grows none by cost."""
+    if settings.tree == "auto":
+        return settings.verify_length == "auto"
+    return settings.tree not in (0, "off") and settings.verify_length not in (0, "off")
 
 
 def lines_side(model: SpeculativeModel, settings: Settings) -> Sides:
