@@ -84,18 +84,13 @@ def _common(
     types = (FULL,) * values["num_hidden_layers"]
     anchor = fields.anchor_rows(rows, values["sample_from_anchor"])
     return {
-        "block_size": fields.block_size(values, anchor),
-        "anchor_proposes": anchor,
-        "mask_token_id": values["mask_token_id"],
-        "target_layer_ids": values["target_layer_ids"],
-        "num_target_layers": values["num_target_layers"],
+        **fields.block(values, anchor),
         "layers": fields.layers(
             types,
             ropes(config, values["max_position_embeddings"]),
             window=None,
             causal={FULL: False},
         ),
-        "final_logit_softcapping": values["final_logit_softcapping"],
         **fields.markov(values),
     }
 

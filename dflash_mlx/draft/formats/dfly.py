@@ -39,16 +39,13 @@ def read_dfly(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftCon
     values = read(_FIELDS, config, "dflash_config")
     types, window = fields.kinds(values, FULL)
     anchor = fields.anchor_rows(rows, values["sample_from_anchor"])
+    values["num_target_layers"] = values["target_num_hidden_layers"]
     width = values["hidden_correction_intermediate_size"] or values["hidden_size"]
     return DraftConfig(
         packaging="DFly",
         architecture=DFLY,
         **fields.backbone(values),
-        block_size=fields.block_size(values, anchor),
-        anchor_proposes=anchor,
-        mask_token_id=values["mask_token_id"],
-        target_layer_ids=values["target_layer_ids"],
-        num_target_layers=values["target_num_hidden_layers"],
+        **fields.block(values, anchor),
         layers=fields.layers(
             types,
             ropes(config, values["max_position_embeddings"]),
@@ -58,7 +55,6 @@ def read_dfly(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftCon
         vocabulary=fields.vocabulary(values, shapes),
         attention=fields.attention(values),
         context=ContextConfig(fusion=True),
-        final_logit_softcapping=values["final_logit_softcapping"],
         head=CorrectionConfig(width) if values["enable_hidden_correction"] else None,
     )
 

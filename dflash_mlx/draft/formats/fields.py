@@ -51,6 +51,8 @@ TARGET = (
     Integers("target_layer_ids", None, least=-1),
     Integer("num_target_layers", None, most=2**16),
 )
+# As EAGLE counts taps: the first is the embedding's output.
+EAGLE_TAPS = Integers("eagle_aux_hidden_state_layer_ids", None)
 CAP = Number("final_logit_softcapping", None)
 SWISH = Word("hidden_act", "silu", words=("silu", "swish"))
 MARKOV: tuple[Field, ...] = (
@@ -158,21 +160,23 @@ def default_target_layer_ids(draft_layers: int, target_layers: int) -> list[int]
     return [round(first + i * step) for i in range(draft_layers)]
 
 
-def target_layer_ids(values: Mapping[str, Any], draft_layers: int) -> tuple[int, ...]:
-    """The taps, of values of TARGET: as they stand there, or z-lab's default.
+def target_layer_ids(values: Mapping[str, Any]) -> tuple[int, ...]:
+    """The taps, of values of TARGET and EAGLE_TAPS: as they stand there, or z-lab's default.
 
     Raises:
-        CheckpointError: neither is known.
+        CheckpointError: none of them is known.
     """
     ids, depth = values["target_layer_ids"], values["num_target_layers"]
     if ids is not None:
         return ids
+    if shifted := values.get("eagle_aux_hidden_state_layer_ids"):
+        return tuple(i - 1 for i in shifted)
     if depth is None or depth < 4:
         raise CheckpointError(
             "The draft's config.json has neither dflash_config.target_layer_ids nor "
             "num_target_layers, so its taps are unknown."
         )
-    return tuple(default_target_layer_ids(draft_layers, depth))
+    return tuple(default_target_layer_ids(values["num_hidden_layers"], depth))
 
 
 def markov(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,15 +285,26 @@ def anchor_rows(rows: Rows, said: bool) -> bool:
     return said if rows.anchor is None else rows.anchor
 
 
-def block_size(values: Mapping[str, Any], anchor: bool) -> int:
-    """Rows of a block, which must make at least one proposal.
+def block(values: Mapping[str, Any], anchor: bool) -> dict[str, Any]:
+    """The part of a DraftConfig that says what a block is, and which target it is for.
+
+    Args:
+        values: of BLOCK, MASK, TARGET and CAP.
+        anchor: whether the anchor's row proposes.
 
     Raises:
-        CheckpointError: they make none.
+        CheckpointError: the block makes no proposal, or the taps are unknown.
     """
     size, least = values["block_size"], 1 if anchor else 2
     if size < least:
         raise CheckpointError(
             f"The draft's config.json has block_size {size}; at least {least} is needed."
         )
-    return size
+    return {
+        "block_size": size,
+        "anchor_proposes": anchor,
+        "mask_token_id": values["mask_token_id"],
+        "target_layer_ids": target_layer_ids(values),
+        "num_target_layers": values["num_target_layers"],
+        "final_logit_softcapping": values["final_logit_softcapping"],
+    }

@@ -10,7 +10,7 @@ from dflash_mlx.draft.config import FULL, SLIDING, AttentionConfig, ContextConfi
 from dflash_mlx.draft.formats import fields
 from dflash_mlx.draft.formats.packaging import Packaging, Rows, Shapes
 from dflash_mlx.draft.formats.rope import ropes
-from dflash_mlx.draft.schema import Flag, Integers, read, shown
+from dflash_mlx.draft.schema import Flag, read, shown
 from dflash_mlx.errors import CheckpointError
 
 LAGUNA = "DFlashLagunaForCausalLM"
@@ -26,7 +26,7 @@ _FIELDS = (
     Flag("causal", True),
     Flag("qkv_bias", False),
     Flag("sample_from_anchor", False),
-    Integers("eagle_aux_hidden_state_layer_ids", None),
+    fields.EAGLE_TAPS,
 )
 # What the config calls the ways to gate, and the library.
 _GATING = {
@@ -50,19 +50,12 @@ def read_laguna(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftC
     values = read(_FIELDS, config, "dflash_config")
     types, window = fields.kinds(values, SLIDING)
     anchor = fields.anchor_rows(rows, values["sample_from_anchor"])
-    shifted = values["eagle_aux_hidden_state_layer_ids"]
-    if values["target_layer_ids"] is None and shifted is not None:
-        values["target_layer_ids"] = tuple(i - 1 for i in shifted)
     causal = values["causal"]
     return DraftConfig(
         packaging="Laguna",
         architecture=LAGUNA,
         **fields.backbone(values),
-        block_size=fields.block_size(values, anchor),
-        anchor_proposes=anchor,
-        mask_token_id=values["mask_token_id"],
-        target_layer_ids=fields.target_layer_ids(values, values["num_hidden_layers"]),
-        num_target_layers=values["num_target_layers"],
+        **fields.block(values, anchor),
         layers=fields.layers(
             types,
             ropes(config, values["max_position_embeddings"]),
@@ -73,7 +66,6 @@ def read_laguna(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftC
         vocabulary=fields.vocabulary(values, shapes),
         attention=AttentionConfig(bias=values["qkv_bias"], fused=True, gating=_gating(config)),
         context=ContextConfig(tap_norms=True, layer_norms=True),
-        final_logit_softcapping=values["final_logit_softcapping"],
     )
 
 

@@ -36,11 +36,7 @@ def read_muse(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftCon
         packaging="Muse assistant",
         architecture=MUSE,
         **fields.backbone(values),
-        block_size=fields.block_size(values, anchor),
-        anchor_proposes=anchor,
-        mask_token_id=values["mask_token_id"],
-        target_layer_ids=values["target_layer_ids"],
-        num_target_layers=values["num_target_layers"],
+        **fields.block(values, anchor),
         layers=fields.layers(
             types,
             ropes(config, values["max_position_embeddings"]),
@@ -49,7 +45,6 @@ def read_muse(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftCon
         ),
         vocabulary=fields.vocabulary(values, shapes),
         attention=fields.attention(values),
-        final_logit_softcapping=values["final_logit_softcapping"],
     )
 
 

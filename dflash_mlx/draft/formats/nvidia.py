@@ -11,7 +11,7 @@ from dflash_mlx.draft.formats import fields
 from dflash_mlx.draft.formats.deepspec import QWEN3
 from dflash_mlx.draft.formats.packaging import Packaging, Rows, Shapes
 from dflash_mlx.draft.formats.rope import ropes
-from dflash_mlx.draft.schema import Flag, Integer, Integers, read
+from dflash_mlx.draft.schema import Flag, Integer, read
 
 _FIELDS = (
     *fields.BACKBONE,
@@ -30,7 +30,7 @@ _FIELDS = (
     Flag("attention_sink_bias", False),
     Flag("sample_from_anchor", None),
     Flag("dspark_bonus_anchor", None),
-    Integers("eagle_aux_hidden_state_layer_ids", None),
+    fields.EAGLE_TAPS,
 )
 
 
@@ -53,18 +53,11 @@ def read_nvidia(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftC
     anchor = fields.anchor_rows(rows, said)
     if values["dspark_markov_rank"] is not None:
         values["markov_rank"] = values["dspark_markov_rank"]
-    ids, shifted = values["target_layer_ids"], values["eagle_aux_hidden_state_layer_ids"]
-    if ids is None and shifted is not None:
-        values["target_layer_ids"] = tuple(i - 1 for i in shifted)
     return DraftConfig(
         packaging="DSpark (NVIDIA)",
         architecture=QWEN3,
         **fields.backbone(values),
-        block_size=fields.block_size(values, anchor),
-        anchor_proposes=anchor,
-        mask_token_id=values["mask_token_id"],
-        target_layer_ids=fields.target_layer_ids(values, values["num_hidden_layers"]),
-        num_target_layers=values["num_target_layers"],
+        **fields.block(values, anchor),
         layers=fields.layers(
             types,
             ropes(config, values["max_position_embeddings"]),
@@ -74,7 +67,6 @@ def read_nvidia(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftC
         ),
         vocabulary=fields.vocabulary(values, shapes),
         attention=fields.attention(values),
-        final_logit_softcapping=values["final_logit_softcapping"],
         **fields.markov(values),
     )
 

@@ -73,11 +73,7 @@ def _draft(
         packaging=name,
         architecture=architecture,
         **fields.backbone(values),
-        block_size=fields.block_size(values, anchor),
-        anchor_proposes=anchor,
-        mask_token_id=values["mask_token_id"],
-        target_layer_ids=values["target_layer_ids"],
-        num_target_layers=values["num_target_layers"],
+        **fields.block(values, anchor),
         layers=fields.layers(
             types,
             ropes(config, values["max_position_embeddings"], interleaved),
@@ -86,7 +82,6 @@ def _draft(
         ),
         vocabulary=fields.vocabulary(values, shapes),
         attention=fields.attention(values),
-        final_logit_softcapping=values["final_logit_softcapping"],
         **fields.markov(values),
     )
 

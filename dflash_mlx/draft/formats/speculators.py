@@ -11,7 +11,7 @@ from dflash_mlx.draft.config import FULL, SLIDING, DraftConfig, RefinerConfig
 from dflash_mlx.draft.formats import fields
 from dflash_mlx.draft.formats.packaging import Packaging, Rows, Shapes
 from dflash_mlx.draft.formats.rope import ropes
-from dflash_mlx.draft.schema import Field, Flag, Integer, Integers, Number, Word, read
+from dflash_mlx.draft.schema import Field, Flag, Integer, Integers, Word, read
 from dflash_mlx.errors import CheckpointError
 
 KEY = "speculators_model_type"
@@ -27,7 +27,7 @@ _TOP: tuple[Field, ...] = (
     Integer("target_hidden_size", None, most=2**17),
     Flag("sliding_window_non_causal", None),
     Flag("sample_from_anchor", None),
-    Number("final_logit_softcapping", None),
+    fields.CAP,
 )
 _DSPARK: tuple[Field, ...] = (
     Integer("markov_rank", 256, least=0, most=2**16),
@@ -67,6 +67,7 @@ def read_speculators(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> D
     if bidirectional is None:
         bidirectional = kind == "dflash2"
     anchor = _anchor(config, kind, top, rows)
+    taps = tuple(i - 1 for i in top["aux_hidden_state_layer_ids"])
     size = fields.backbone(values)
     size["target_hidden_size"] = top["target_hidden_size"] or size["hidden_size"]
     shared = ropes(nested, values["max_position_embeddings"])
@@ -76,17 +77,12 @@ def read_speculators(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> D
         packaging=f"{NAMES[kind]} (speculators)",
         architecture=fields.architecture(config),
         **size,
-        block_size=fields.block_size(top, anchor),
-        anchor_proposes=anchor,
-        mask_token_id=top["mask_token_id"],
-        target_layer_ids=tuple(i - 1 for i in top["aux_hidden_state_layer_ids"]),
-        num_target_layers=None,
+        **fields.block(top | {"target_layer_ids": taps, "num_target_layers": None}, anchor),
         layers=fields.layers(
             types, shared, window, causal={FULL: False, SLIDING: not bidirectional}, anchored=True
         ),
         vocabulary=fields.vocabulary(values, shapes, _draft_size(kind, top, values, shapes)),
         attention=fields.attention(values),
-        final_logit_softcapping=top["final_logit_softcapping"],
         **_head(kind, config, size["hidden_size"], values["vocab_size"]),
     )
 

@@ -10,7 +10,7 @@ from dflash_mlx.draft.config import FULL, SLIDING, DraftConfig
 from dflash_mlx.draft.formats import fields
 from dflash_mlx.draft.formats.packaging import Packaging, Rows, Shapes
 from dflash_mlx.draft.formats.rope import ropes
-from dflash_mlx.draft.schema import Flag, Integer, Integers, Number, read
+from dflash_mlx.draft.schema import Flag, Integer, Number, read
 
 DFLASH1 = "DFlashDraftModel"
 DFLASH2 = "DFlash2DraftModel"
@@ -30,7 +30,7 @@ _FIELDS = (
     Integer("swa_window_size", None, most=2**31),
     Flag("attention_sink_bias", False),
     Flag("sample_from_anchor", None),
-    Integers("eagle_aux_hidden_state_layer_ids", None),
+    fields.EAGLE_TAPS,
     Number("input_embedding_scale", 1.0),
     Number("output_multiplier", 1.0),
 )
@@ -57,9 +57,6 @@ def read_zlab(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftCon
     causing = usual if causal is None else {FULL: causal, SLIDING: causal}
     shared = ropes(config, values["max_position_embeddings"], share=swa)
     anchor = fields.anchor_rows(rows, values["sample_from_anchor"] or False)
-    if values["target_layer_ids"] is None and values["eagle_aux_hidden_state_layer_ids"]:
-        ids = values["eagle_aux_hidden_state_layer_ids"]
-        values["target_layer_ids"] = tuple(i - 1 for i in ids)
     heads = fields.markov(values)
     if second:
         heads |= fields.second(
@@ -69,11 +66,7 @@ def read_zlab(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftCon
         packaging="DFlash 2" if second else "DFlash 1",
         architecture=DFLASH2 if second else DFLASH1,
         **size,
-        block_size=fields.block_size(values, anchor),
-        anchor_proposes=anchor,
-        mask_token_id=values["mask_token_id"],
-        target_layer_ids=fields.target_layer_ids(values, values["num_hidden_layers"]),
-        num_target_layers=values["num_target_layers"],
+        **fields.block(values, anchor),
         layers=fields.layers(
             types,
             shared,
@@ -85,7 +78,6 @@ def read_zlab(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftCon
         attention=fields.attention(values),
         input_scale=values["input_embedding_scale"],
         output_multiplier=values["output_multiplier"],
-        final_logit_softcapping=values["final_logit_softcapping"],
         **heads,
     )
 
