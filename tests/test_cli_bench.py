@@ -15,7 +15,7 @@ from PIL import Image
 
 from dflash_mlx.measure import comparison, sweep
 from dflash_mlx.measure.prompts import demo_questions
-from dflash_mlx.measure.run import Run
+from dflash_mlx.measure.run import Run, Settings
 from dflash_mlx.metal import attention_class
 from dflash_mlx.metal.selection import Selection
 from dflash_mlx.metal.verdicts import Verdict, VerdictBook
@@ -521,10 +521,15 @@ def test_an_unknown_mode_of_kernels():
     assert "'maybe' is no mode of kernels" in complaint(run("bench", "--kernels", "off,maybe"), 2)
 
 
-def test_a_warm_up_waits_for_the_proofs_that_it_asks_for(tmp_path):
-    prover = AtOnce(rounds=2)
-    runs = []
+def test_a_warm_up_waits_for_the_proofs_that_it_asks_for(tmp_path, monkeypatch):
+    prover, runs = AtOnce(rounds=2), []
+
+    def side(name):
+        return lambda *_: runs.append(name) or Run([1, 2], 0.1, 0.1, 0.0, [])
+
+    monkeypatch.setattr(comparison, "plain_run", side("plain"))
+    monkeypatch.setattr(comparison, "dflash_run", side("dflash"))
+    model, prompts = SimpleNamespace(ranks=None), [comparison.BenchPrompt((1,), "any")]
     with Selection("off", prover=prover, book=VerdictBook(tmp_path / "book.json")).used():
-        alone = SimpleNamespace(ranks=None)
-        assert comparison._settled(lambda *a: runs.append(a) or len(runs))(alone, 2, 3, 4) == 3
-    assert runs == [(alone, 2, 3, 4)] * 3 and prover.waited == 2
+        comparison.compare(model, None, prompts, Settings(), repeats=1)
+    assert runs == ["plain"] * 3 + ["dflash"] + ["dflash", "plain"] and prover.waited == 2

@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten
 from dflash_mlx.checkpoint import build_draft
 from dflash_mlx.draft import DFlashDraft
 from dflash_mlx.draft.formats import draft_config
+from dflash_mlx.target.watch import Watch
 from tests import plain_draft
 
 TAPS = 3
@@ -72,14 +73,11 @@ def test_each_layer_over_many_cycles(variant: str) -> None:
         assert context.offset == len(features)
         embeddings = rng.standard_normal((6, 48))
         expected = plain_draft.layer_outputs(tensors, config, embeddings, features)
-        x = mx.array(embeddings[None], mx.float32)
-        for i, want in enumerate(expected[:-1]):
-            group, index = draft._places[i]
-            groups = context.groups
-            x = draft.layers[i](x, groups[group], index, draft.rope(i), context.offset)
-            np.testing.assert_allclose(np.array(x[0]), want, rtol=2e-4, atol=2e-4)
-        whole = draft(mx.array(embeddings[None], mx.float32), context)
-        np.testing.assert_allclose(np.array(whole[0]), expected[-1], rtol=2e-4, atol=2e-4)
+        outputs: list[mx.array] = []
+        with Watch([(layer, outputs) for layer in draft.layers]):
+            outputs.append(draft(mx.array(embeddings[None], mx.float32), context))
+        for got, want in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(np.array(got[0]), want, rtol=2e-4, atol=2e-4)
 
 
 def test_a_windowed_context_does_not_grow() -> None:

@@ -16,6 +16,7 @@ from dflash_mlx.decode import Decoder, Options
 from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.draft import Choice, Context, DFlashDraft, Proposals
 from dflash_mlx.policy import FixedLength
+from dflash_mlx.target.watch import Watch
 from tests.format_checkpoints import (
     BLOCK,
     CASES,
@@ -72,9 +73,6 @@ def test_agrees_with_the_formulas(name: str, tmp_path: Path) -> None:
         draft.extend(context, mx.array(new[None], mx.float32))
         anchor, context.before = (int(i) for i in rng.integers(0, V, 2))
         hidden = plain.hidden(features, block_tokens(case, anchor), 1)
-        block = draft._embed_block(mx.array([anchor]), lambda t: as_given[0][t])
-        got = np.array(draft(block, context)[0])
-        np.testing.assert_allclose(got, hidden, rtol=1e-3, atol=1e-4)
 
         def run(choose: Choice, anchor: int = anchor) -> Proposals:
             return draft.propose(
@@ -87,7 +85,10 @@ def test_agrees_with_the_formulas(name: str, tmp_path: Path) -> None:
             )
 
         want, rows, confidence = plain.propose(hidden, anchor, context.before, np.argmax)
-        proposals = run(Likeliest())
+        seen: list[mx.array] = []
+        with Watch([(draft, seen)]):
+            proposals = run(Likeliest())
+        np.testing.assert_allclose(np.array(seen[0][0]), hidden, rtol=1e-3, atol=1e-4)
         assert proposals.tokens.tolist() == want
         assert len(want) == BLOCK - case.traits.first
         if confidence is not None:

@@ -13,6 +13,7 @@ import pytest
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.draft import DFlashDraft, Proposals
+from dflash_mlx.target.watch import Watch
 
 VECTORS = Path(__file__).parent / "vectors"
 CASES = sorted(path.name for path in VECTORS.iterdir() if path.is_dir())
@@ -100,14 +101,14 @@ def test_agrees_with_the_reference(name: str) -> None:
     for cycle in range(case.cycles):
         case.extend(cycle)
         recorder = Recorder()
-        hidden: list[mx.array] = []
-        proposals = case.propose(cycle, recorder)
-        block = case.draft._embed_block(mx.array([int(case["anchors"][cycle])]), case.embed)
-        hidden.append(case.draft(block, case.context)[0])
-        close(np.array(hidden[0]), case[f"hidden_{cycle}"])
+        outputs: list[mx.array] = []
+        with Watch([(case.draft, outputs)]):
+            proposals = case.propose(cycle, recorder)
+        hidden = outputs[0][0]
+        close(np.array(hidden), case[f"hidden_{cycle}"])
         assert proposals.tokens.tolist() == case[f"tokens_{cycle}"].tolist()
         first = case.draft.config.first_row
-        base = case.draft._logits(hidden[0][first:], case.head)
+        base = case.draft._logits(hidden[first:], case.head)
         if f"base_logits_{cycle}" in case.arrays:
             close(np.array(base), case[f"base_logits_{cycle}"])
         if f"logits_{cycle}" in case.arrays:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import make_prompt_cache as mlx_lm_cache
-from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 import dflash_mlx
 from dflash_mlx import SpeculativeModel, make_prompt_cache, stream_generate
@@ -134,7 +134,7 @@ def test_one_synchronisation_a_cycle(
 @pytest.mark.parametrize("right", [0.0, 0.7, 1.0])
 def test_stop_tokens_end_the_text_where_plain_decoding_would(pair: Pair, right: float) -> None:
     for stop in sorted(set(pair.tokens))[:12]:
-        tokenizer = TokenizerWrapper(pair.tokenizer._tokenizer, eos_token_ids=[stop])
+        tokenizer = load_tokenizer(pair.target_dir, eos_token_ids=[stop])
         plain = [
             r.token
             for r in mlx_lm.stream_generate(

@@ -14,6 +14,7 @@ import pytest
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.draft import Context, DFlashDraft
+from dflash_mlx.draft.heads.selector import CandidateSelector
 from dflash_mlx.propose import Lattice, Proposals, Tree, grow
 from dflash_mlx.propose.lattice import likeliest
 from tests.format_checkpoints import CASES, TAPS, H, V, write
@@ -145,20 +146,20 @@ def test_every_heads_own_scores(name: str, tmp_path: Path) -> None:
     lattice: Lattice = asked(draft, context, Likeliest(), width=V)
     tokens, scores = np.array(lattice.tokens), np.array(lattice.scores)
     own = asked(draft, context, Likeliest()).tokens.tolist()
-    chain, kind = draft._head_name, getattr(draft.head, "kind", None)
+    selects, kind = isinstance(draft.head, CandidateSelector), getattr(draft.head, "kind", None)
     rng, k = np.random.default_rng(0), tokens.shape[1]
     paths = [[list(row).index(t) for row, t in zip(tokens, own, strict=True)]]
-    if chain == "candidate_selector" or kind in ("vanilla", "gated"):
+    if selects or kind in ("vanilla", "gated"):
         assert scores.ndim == 3
         paths += [[int(c) for c in rng.integers(0, k, len(own))] for _ in range(3)]
     for path in paths:
         along = Along(path)
-        if chain != "candidate_selector":
+        if not selects:
             along = Along([int(row[c]) for row, c in zip(tokens, path, strict=True)])
         asked(draft, context, along)
         for t, shown in enumerate(along.rows):
             row = scores[t] if scores.ndim == 2 else scores[t, path[t - 1] if t else 0]
-            seen = shown if chain == "candidate_selector" else shown[tokens[t]]
+            seen = shown if selects else shown[tokens[t]]
             finite = np.isfinite(seen)
             np.testing.assert_allclose(row[finite], seen[finite], rtol=1e-3, atol=1e-3)
             assert np.isneginf(row[~finite]).all()

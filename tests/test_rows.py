@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_lm import stream_generate
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from dflash_mlx.conversation import Template
@@ -12,6 +13,7 @@ from dflash_mlx.conversation.rows import messages_of, tools_of
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.measure.prompts import read_questions, rendered
 from dflash_mlx.texts import check_text
+from dflash_mlx.training import answers
 from dflash_mlx.training.answers import Author
 from dflash_mlx.training.data import BadRows, encode_rows, read_rows
 from tests import tiny_pair
@@ -154,7 +156,7 @@ TOOL_TEMPLATE = (
 
 def test_tools_reach_the_template(target: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(target)
-    tokenizer._tokenizer.chat_template = TOOL_TEMPLATE
+    tokenizer.chat_template = TOOL_TEMPLATE
     row = {
         "tools": [{"type": "function", "function": {"name": "weather"}}],
         "messages": [TALK[0], {**CALLED, "content": None}, {"role": "tool", "content": "sun"}],
@@ -248,7 +250,9 @@ def test_rows_without_answers_are_answered_when_asked_to(target: Path, tmp_path:
     assert result.exit_code == 0, result.stderr
 
 
-def test_an_answer_ends_with_the_stop_token_that_the_target_wrote(tmp_path: Path) -> None:
+def test_an_answer_ends_with_the_stop_token_that_the_target_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of several, and not the tokenizer's own."""
     from dflash_mlx.target import TargetView
     from dflash_mlx.target_checkpoint import load_target
@@ -261,10 +265,12 @@ def test_an_answer_ends_with_the_stop_token_that_the_target_wrote(tmp_path: Path
     assert tokenizer.eos_token_id == 0 and tokenizer.eos_token_ids == {0, 2}
     prompts = [Template(tokenizer).render([{"role": "user", "content": "x" * n}]) for n in (1, 5)]
     author = Author(TargetView(model), tokenizer, None)
-    written = dict(author.continuations(prompts, [40, 40]))
+    with monkeypatch.context() as patch:
+        patch.delattr(answers, "stream_generate")  # which writes one text alone
+        written = dict(author.continuations(prompts, [40, 40]))
     together = [written[k] for k in range(2)]
-    assert author._batches
     assert [text[-1] for text in together] == [2, 2]
-    assert together == [author._alone(prompt, 40) for prompt in prompts]
+    alone = [[r.token for r in stream_generate(model, tokenizer, p, 40)] for p in prompts]
+    assert together == alone
     short = dict(author.continuations(prompts, [3, 4]))
     assert short == {0: together[0][:3], 1: together[1][:4]}

@@ -78,7 +78,7 @@ def test_boundaries_are_where_whole_prompts_part(tokenizer, system, said) -> Non
 )
 def test_efforts(tmp_path, effort: str, template: str, ending: str) -> None:
     tokenizer = tool_tokenizer(tmp_path)
-    tokenizer._tokenizer.chat_template = template
+    tokenizer.chat_template = template
     ask = Ask(messages=[{"role": "user", "content": "x"}], effort=effort)
     prompt = Prompts(Template(tokenizer)).make(ask)
     assert tokenizer.decode(prompt.tokens) == ending
@@ -90,7 +90,7 @@ def test_messages_that_a_template_refuses_are_joined(tmp_path) -> None:
         "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
         "{{ raise_exception('System first.') }}{% endif %}{{ m.role }}:{{ m.content }};{% endfor %}"
     )
-    tokenizer._tokenizer.chat_template = strict
+    tokenizer.chat_template = strict
     messages: list[Any] = [
         {"role": "system", "content": "a"},
         {"role": "system", "content": "b"},

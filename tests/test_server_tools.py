@@ -157,7 +157,6 @@ def test_none_means_text(tmp_path, name: str) -> None:
 
 def test_harmony(tmp_path) -> None:
     tokenizer = harmony_tokenizer(tmp_path)
-    tokenizer._think_start = None
     with saying(tokenizer, HARMONY, cycle=2) as (address, _):
         for path, body in BODIES.items():
             assert both(address, path, body) == ("Hm.", "", [("weather", ARGUMENTS)])

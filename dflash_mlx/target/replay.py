@@ -35,9 +35,6 @@ class Mixers:
         self._mixers = mixers
         self._children = [c for m in mixers or [] for c in row_wise_children(m)]
 
-    def __len__(self) -> int:
-        return len(self._mixers or ())
-
     def whole(self, rules: Iterable[Rule]) -> bool:
         """Whether a rejection makes the target run again over the kept tokens."""
         return any(rule is UNKNOWN or (rule.replays and self._mixers is None) for rule in rules)

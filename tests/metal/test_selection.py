@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
 import time
 
@@ -103,14 +105,19 @@ class TestProof:
         if behaviour == "wrong":
             assert verdict.error is not None and verdict.error > TOLERANCE["float32"]
 
-    def test_one_that_hangs_is_killed(self, emulator):
-        prover = child("hangs", time_limit=3)
-        assert prover.prove(SHAPE).outcome == "stalled"
-        assert prover._child is None
+    def test_one_that_hangs_is_killed(self, emulator, monkeypatch):
+        started = []
+
+        class Kept(subprocess.Popen):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                started.append(self)
+
+        monkeypatch.setattr(subprocess, "Popen", Kept)
+        assert child("hangs", time_limit=3).prove(SHAPE).outcome == "stalled"
+        assert [process.returncode for process in started] == [-signal.SIGKILL]
 
     def test_an_abandoned_child_ends_itself(self, emulator):
-        import subprocess
-
         command = [sys.executable, "-m", "tests.metal.proof_child", "hangs", SHAPE.key, "2"]
         path = os.pathsep.join(p for p in sys.path if p)
         run = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, timeout=60)
@@ -186,7 +193,7 @@ class TestChoice:
         again = select("crashes")
         block_attention(**CALL)
         assert emulator.calls["block_attention"] == 2
-        assert again.prover._worker is None
+        assert not again.prover.busy
 
     @pytest.mark.parametrize("behaviour", ["wrong", "does-not-compile", "slow"])
     def test_a_kernel_that_gives_way_says_so_in_one_line(self, select, emulator, behaviour, caplog):
