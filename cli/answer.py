@@ -15,7 +15,9 @@ _DIM = Style(dim=True)
 class Drawing(Protocol):
     """Shows the pieces of one answer."""
 
-    def show(self, piece: Piece) -> None: ...
+    def show(self, piece: Piece) -> None:
+        """Draw what came."""
+        ...
 
     def end(self) -> None:
         """The answer is over, finished or not."""

@@ -1,6 +1,7 @@
 """The options that commands share: names and meanings as mlx_lm's."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,37 +81,33 @@ def copies(value: str) -> str:
 
 
 def token_limit(value: int) -> int:
+    """A number of tokens, or -1 for no limit."""
     if value == 0 or value < -1:
         raise typer.BadParameter(f"{value} is neither -1 nor at least 1.")
     return value
 
 
 def stop_strings(value: list[str] | None) -> list[str] | None:
+    """Texts that end an answer, none of them empty."""
     if value and "" in value:
         raise typer.BadParameter("an empty string would end every text; give some text.")
     return value and list(map(argument_text, value))
 
 
 def system_prompt(value: str | None) -> str | None:
+    """A system message, as the UTF-8 it is."""
     return value and argument_text(value)
 
 
-def draft_bits(value: int | None) -> int | None:
-    if value is not None and value not in (4, 8):
-        raise typer.BadParameter(f"{value} is not one of 4, 8.")
-    return value
+def _one_of(*choices: Any) -> Callable[[Any], Any]:
+    """A callback that lets these values through, and None."""
 
+    def check(value: Any) -> Any:
+        if value is not None and value not in choices:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(str, choices))}.")
+        return value
 
-def draft_rows(value: str | None) -> str | None:
-    if value is not None and value not in ("anchor", "fill"):
-        raise typer.BadParameter(f"{value!r} is not one of anchor, fill.")
-    return value
-
-
-def kv_bits(value: int | None) -> int | None:
-    if value is not None and value not in (2, 3, 4, 5, 6, 8):
-        raise typer.BadParameter(f"{value} is not one of 2, 3, 4, 5, 6, 8.")
-    return value
+    return check
 
 
 def place(name: str, *, draft: bool = False) -> str:
@@ -169,7 +166,7 @@ DraftRows = Annotated[
     str | None,
     typer.Option(
         metavar="anchor|fill",
-        callback=draft_rows,
+        callback=_one_of("anchor", "fill"),
         help="Which rows of a draft's block propose: all, each for the token behind its own "
         "position (anchor), or all but the first, each for its own (fill). For drafts whose files "
         "do not say.",
@@ -181,7 +178,7 @@ DraftBits = Annotated[
     int | None,
     typer.Option(
         metavar="4|8",
-        callback=draft_bits,
+        callback=_one_of(4, 8),
         help="Quantize the draft in memory to this many bits.",
         show_default=False,
         rich_help_panel=_MODEL,
@@ -337,7 +334,7 @@ Copies = Annotated[
 KVBits = Annotated[
     int | None,
     typer.Option(
-        callback=kv_bits,
+        callback=_one_of(2, 3, 4, 5, 6, 8),
         help="Quantize the target's cache to this many bits.",
         show_default=False,
         rich_help_panel=_RUN,

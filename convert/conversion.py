@@ -83,7 +83,7 @@ def convert(
     """
     task = Task.choose(bits, group_size, mode, dtype, tuple(keep), dequantize)
     source = resolve(draft, revision, draft=True)
-    output = Path(output or _default_name(source, draft, task)).expanduser().absolute()
+    output = Path(output or _default_name(draft, task)).expanduser().absolute()
     check_output(output, source, force)
     if check is not None:
         check_before(check)
@@ -300,7 +300,7 @@ def _compare(
         )
 
 
-def _default_name(source: Path, name: str | Path, task: Task) -> str:
+def _default_name(name: str | Path, task: Task) -> str:
     base = Path(name).expanduser().resolve().name if Path(name).exists() else Path(name).name
     base = re.sub(r"-(?:[48]bit|mxfp[48]|nvfp4|bfloat16|float16|float32|dequantized)$", "", base)
     return f"{base}-{task.suffix}"

@@ -20,10 +20,12 @@ class Phases:
         self._since = 0.0
 
     def enter(self, name: str) -> None:
+        """A phase begins."""
         self._mark()
         self._open.append(name)
 
     def leave(self) -> None:
+        """The innermost phase ends."""
         self._mark()
         if self._open:
             self._open.pop()

@@ -1,0 +1,1 @@
+"""What bench and doctor report: timing, comparison and summaries; nothing is drawn here."""

@@ -20,18 +20,22 @@ class Choice:
 
     @property
     def text(self) -> str:
+        """What is meant for the reader."""
         return "".join(p.text for p in self.parts if isinstance(p, Text))
 
     @property
     def thinking(self) -> str:
+        """What was thought, one passage a line."""
         return "\n".join(p.text for p in self.parts if isinstance(p, Thinking))
 
     @property
     def calls(self) -> list[Call]:
+        """The calls of tools."""
         return [p for p in self.parts if isinstance(p, Call)]
 
     @property
     def runs(self) -> Runs:
+        """Which token each character of `text` comes from."""
         return [run for p in self.parts if isinstance(p, Text) for run in p.runs]
 
 

@@ -57,9 +57,11 @@ class Origins:
         self._runs: deque[tuple[int, int]] = deque()
 
     def add(self, runs: Runs) -> None:
+        """The text goes on with these."""
         self._runs.extend(run for run in runs if run[0])
 
     def take(self, length: int) -> Runs:
+        """Take so many characters off."""
         taken: Runs = []
         while length and self._runs:
             n, token = self._runs.popleft()

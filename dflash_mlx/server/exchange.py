@@ -32,7 +32,9 @@ MOST_WAITING = 8192
 class Runs(Protocol):
     """What runs jobs: the engine."""
 
-    def submit(self, job: Job, listener: Callable[[Any], None]) -> Ticket: ...
+    def submit(self, job: Job, listener: Callable[[Any], None]) -> Ticket:
+        """Put a job in the queue; see `Engine.submit`."""
+        ...
 
 
 class Idle:

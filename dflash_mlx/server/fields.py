@@ -31,9 +31,11 @@ class Fields:
         return Refusal(f"{self._where}{name} {reason}", param=f"{self._where}{name}")
 
     def text(self, name: str) -> str | None:
+        """A string."""
         return self._typed(name, str, "a string")
 
     def flag(self, name: str) -> bool | None:
+        """True or false."""
         return self._typed(name, bool, "true or false")
 
     def items(self, name: str) -> list[Any]:
@@ -46,6 +48,7 @@ class Fields:
         return None if value is None else Fields(value, f"{self._where}{name}")
 
     def integer(self, name: str, low: int, high: int | None = None) -> int | None:
+        """A whole number from `low` to `high`, also where it is written as 1.0."""
         value = self.get(name)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -57,6 +60,7 @@ class Fields:
         return value
 
     def number(self, name: str, low: float, high: float | None = None) -> float | None:
+        """A number from `low` to `high`."""
         value = self.get(name)
         if value is None:
             return None
@@ -70,6 +74,7 @@ class Fields:
         return value
 
     def choice(self, name: str, *choices: str) -> str | None:
+        """One of these strings."""
         value = self.text(name)
         if value is not None and value not in choices:
             raise self.refuse(name, f"must be one of {', '.join(choices)}.")

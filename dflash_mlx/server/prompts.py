@@ -53,6 +53,7 @@ class Prompts:
 
     @property
     def tokenizer(self) -> TokenizerWrapper:
+        """The tokenizer of the template."""
         return self._tokenizer
 
     def make(self, ask: Ask) -> Prompt:

@@ -29,6 +29,7 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
+        """Headers of the answer: when to try again, where that is known."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
     def openai(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def read_qwen3(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftCo
         packaging="DSpark (DeepSpec)",
         architecture=QWEN3,
         **fields.backbone(values),
-        **_common(config, values, shapes, rows),
+        **_common(config, values, rows),
         vocabulary=fields.vocabulary(values, shapes),
         attention=fields.attention(values),
     )
@@ -68,7 +68,7 @@ def read_gemma4(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftC
         packaging="DSpark (DeepSpec, Gemma 4)",
         architecture=GEMMA4,
         **fields.backbone(values),
-        **_common(config, values, shapes, rows),
+        **_common(config, values, rows),
         vocabulary=fields.vocabulary(values, shapes, embedding_scale=values["hidden_size"] ** 0.5),
         attention=AttentionConfig(
             bias=values["attention_bias"], values_from_keys=shared, value_norm=True, scale=1.0
@@ -78,9 +78,7 @@ def read_gemma4(config: Mapping[str, Any], shapes: Shapes, rows: Rows) -> DraftC
     )
 
 
-def _common(
-    config: Mapping[str, Any], values: Mapping[str, Any], shapes: Shapes, rows: Rows
-) -> dict[str, Any]:
+def _common(config: Mapping[str, Any], values: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
     types = (FULL,) * values["num_hidden_layers"]
     anchor = fields.anchor_rows(rows, values["sample_from_anchor"])
     return {
