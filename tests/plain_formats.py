@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.format_checkpoints import HEADS, Traits
+from tests.checkpoint_parts import HEADS, Traits
 
 Tensors = dict[str, np.ndarray]
 

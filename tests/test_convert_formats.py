@@ -13,7 +13,8 @@ from dflash_mlx.convert import convert
 from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.draft import DFlashDraft, Proposals
 from dflash_mlx.draft.formats import recognise
-from tests.format_checkpoints import CASES, TAPS, H, V, write
+from tests.checkpoint_parts import TAPS, H, V, write
+from tests.format_checkpoints import CASES
 
 SOME = [name for name in CASES if "confidence None" not in name and "40 tokens" not in name]
 BITS, GROUP = 8, 32

@@ -17,19 +17,8 @@ from dflash_mlx.decode.sampling import Likeliest
 from dflash_mlx.draft import Choice, Context, DFlashDraft, Proposals
 from dflash_mlx.policy import FixedLength
 from dflash_mlx.target.watch import Watch
-from tests.format_checkpoints import (
-    BLOCK,
-    CASES,
-    DEPTH,
-    LAYERS,
-    MASK,
-    TAPS,
-    Checkpoint,
-    H,
-    V,
-    speculators,
-    write,
-)
+from tests.checkpoint_parts import BLOCK, DEPTH, LAYERS, MASK, TAPS, Checkpoint, H, V, write
+from tests.format_checkpoints import CASES, speculators
 from tests.plain_formats import PlainDraft
 
 

@@ -14,7 +14,9 @@ from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.draft.formats import draft_config, recognise
 from dflash_mlx.errors import CheckpointError, DFlashError
 from dflash_mlx.repository import is_draft_config
-from tests.format_checkpoints import CASES, deepspec, flat, write, zlab
+from tests.checkpoint_parts import flat, write
+from tests.dspark_checkpoints import deepspec
+from tests.format_checkpoints import CASES, zlab
 
 PLAIN = zlab().config
 

@@ -17,7 +17,8 @@ from dflash_mlx.draft import Context, DFlashDraft
 from dflash_mlx.draft.heads.selector import CandidateSelector
 from dflash_mlx.propose import Lattice, Proposals, Tree, grow
 from dflash_mlx.propose.lattice import likeliest
-from tests.format_checkpoints import CASES, TAPS, H, V, write
+from tests.checkpoint_parts import TAPS, H, V, write
+from tests.format_checkpoints import CASES
 
 DEPTH, WIDTH = 4, 3
 

@@ -16,7 +16,8 @@ import pytest
 from dflash_mlx.checkpoint import load_draft
 from dflash_mlx.errors import CheckpointError
 from dflash_mlx.torch_file import read_torch_file
-from tests.format_checkpoints import CASES, write
+from tests.checkpoint_parts import write
+from tests.format_checkpoints import CASES
 
 
 class Storage:

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tests import format_checkpoints
+from tests import checkpoint_parts
 from tests.command_line import run
 from tests.families.configs import CONFIGS
 from tests.families.models import configure
@@ -193,19 +193,19 @@ def _family(place: Path, name: str) -> Sound:
     return Sound(target, place / "draft")
 
 
-def _format(place: Path, case: format_checkpoints.Checkpoint) -> Sound:
+def _format(place: Path, case: checkpoint_parts.Checkpoint) -> Sound:
     """A draft in one of the published packagings, and a target that it fits."""
     target = place / "target"
-    size, width = format_checkpoints.V, format_checkpoints.H
+    size, width = checkpoint_parts.V, checkpoint_parts.H
     words = [*SPECIALS, *(chr(33 + i) for i in range(size - len(SPECIALS)))]
     write_target(
         target,
         hidden_size=width,
-        num_hidden_layers=format_checkpoints.DEPTH,
+        num_hidden_layers=checkpoint_parts.DEPTH,
         vocab_size=size,
     )
     write_tokenizer(target, words)
-    format_checkpoints.write(place / "draft", case)
+    checkpoint_parts.write(place / "draft", case)
     return Sound(target, place / "draft")
 
 
