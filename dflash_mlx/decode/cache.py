@@ -124,7 +124,7 @@ class PromptCache:
     def __getitem__(self, index: Any) -> Any:
         return self.target[index]
 
-    def __setitem__(self, index: Any, cache: Any) -> None:
+    def __setitem__(self, index: Any, cache: Leaf) -> None:
         self.target[index] = cache
 
     def moment(self) -> Moment:

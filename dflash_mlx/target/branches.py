@@ -18,6 +18,7 @@ from mlx_lm.models import cache as mlx_cache
 
 from dflash_mlx.propose import Tree
 from dflash_mlx.target.caches import OFFSET, RING, ROWS, rule_of
+from dflash_mlx.target.leaf import Leaf
 from dflash_mlx.target.watch import Handler, is_callable
 
 # Exact classes, whose rows are all alike and lie in their order.
@@ -29,7 +30,7 @@ _KINDS = (
 )
 
 
-def can_branch(cache: Sequence[Any]) -> bool:
+def can_branch(cache: Sequence[Leaf]) -> bool:
     """Whether these caches can go back to one path of a tree."""
     return all(type(leaf) in _KINDS and not getattr(leaf, "keep", 0) for leaf in cache)
 
@@ -52,7 +53,7 @@ class Branches:
     """The rows of one tree in a cache: to be entered for the forward, then to be kept in part."""
 
     def __init__(
-        self, tree: Tree, cache: Sequence[Any], ropes: Sequence[nn.Module], *, lie: int = 0
+        self, tree: Tree, cache: Sequence[Leaf], ropes: Sequence[nn.Module], *, lie: int = 0
     ):
         """Prepare for a forward of the anchor and the tree's nodes, in their order.
 

@@ -7,7 +7,7 @@ products of gathered experts.
 """
 
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +18,7 @@ from dflash_mlx.metal import attention_kernel, quantized_rows, selection
 from dflash_mlx.metal.attention_class import attention_class
 from dflash_mlx.metal.rows_class import rows_class
 from dflash_mlx.metal.shape_class import Implementation
+from dflash_mlx.target.leaf import Counting, Leaf
 from dflash_mlx.target.watch import Handler, TiedHead, Watched
 
 _NAME = "scaled_dot_product_attention"
@@ -87,7 +88,7 @@ class FastVerify:
         own.__kwdefaults__ = call.__kwdefaults__
         return own(module, *args, **kwargs)
 
-    def _fits(self, module: nn.Module, keys: mx.array, values: mx.array, cache: Any) -> bool:
+    def _fits(self, module: nn.Module, keys: mx.array, values: mx.array, cache: Counting) -> bool:
         """Whether the module attends to the cache's rows as they are.
 
         A module might change keys after it has fetched them. The first time that a kernel could
@@ -154,7 +155,7 @@ def _calls_attention(cls: type) -> bool:
 
 
 def _attention_kernel(
-    queries: mx.array, keys: mx.array, values: mx.array, cache: Any
+    queries: mx.array, keys: mx.array, values: mx.array, cache: Leaf | None
 ) -> Implementation | None:
     """The kernel for a causal call over a cache that holds its rows in their order, if one serves.
 
@@ -162,8 +163,9 @@ def _attention_kernel(
     """
     if type(cache) not in (KVCache, RotatingKVCache):
         return None
-    buffers = cache.keys, cache.values
-    end = cache.offset if type(cache) is KVCache else buffers[0].shape[2]
+    held = cast(Counting, cache)
+    buffers = held.keys, held.values
+    end = held.offset if type(cache) is KVCache else buffers[0].shape[2]
     rows = queries.shape[2]
     if (
         keys.shape != values.shape
