@@ -23,21 +23,9 @@ from dflash_mlx.target import view
 from tests.bench_schema import SCHEMA
 from tests.command_line import complaint, run
 from tests.metal.emulator import Emulator, need_compiler
-from tests.tiny_pair import BLOCK, SENTENCE, write_pair
+from tests.tiny_pair import BLOCK
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture(scope="module")
-def reciting(tmp_path_factory):
-    target, draft = write_pair(tmp_path_factory.mktemp("reciting"), SENTENCE)
-    return ["-m", str(target), "--draft", str(draft)]
-
-
-@pytest.fixture(scope="module")
-def rambling(tmp_path_factory):
-    target, draft = write_pair(tmp_path_factory.mktemp("rambling"))
-    return ["-m", str(target), "--draft", str(draft)]
 
 
 @pytest.fixture

@@ -18,18 +18,6 @@ THOUGHT = "<think> I wonder </think> Yes indeed."
 
 
 @pytest.fixture(scope="module")
-def reciting(tmp_path_factory):
-    target, draft = write_pair(tmp_path_factory.mktemp("reciting"), SENTENCE)
-    return ["-m", str(target), "--draft", str(draft)]
-
-
-@pytest.fixture(scope="module")
-def rambling(tmp_path_factory):
-    target, draft = write_pair(tmp_path_factory.mktemp("rambling"))
-    return ["-m", str(target), "--draft", str(draft)]
-
-
-@pytest.fixture(scope="module")
 def thinking(tmp_path_factory):
     target, draft = write_pair(tmp_path_factory.mktemp("thinking"), THOUGHT)
     return ["-m", str(target), "--draft", str(draft)]

@@ -17,18 +17,6 @@ from tests.command_line import complaint, run, spawn
 from tests.tiny_pair import BLOCK, SENTENCE, write_pair, write_target
 
 
-@pytest.fixture(scope="module")
-def reciting(tmp_path_factory):
-    target, draft = write_pair(tmp_path_factory.mktemp("reciting"), SENTENCE)
-    return ["-m", str(target), "--draft", str(draft)]
-
-
-@pytest.fixture(scope="module")
-def rambling(tmp_path_factory):
-    target, draft = write_pair(tmp_path_factory.mktemp("rambling"))
-    return ["-m", str(target), "--draft", str(draft)]
-
-
 def plain_text(target: str, prompt: str, count: int, **template: object) -> str:
     model, tokenizer = load_plain(target)[:2]
     ids = tokenizer.apply_chat_template(

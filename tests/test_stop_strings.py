@@ -16,18 +16,11 @@ from dflash_mlx.measure.run import Settings, dflash_run, plain_run
 from dflash_mlx.stop_strings import StopStrings
 from tests.command_line import complaint, run
 from tests.test_generate import Pair
-from tests.tiny_pair import SENTENCE, write_pair
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture(scope="module")
-def reciting(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    target, draft = write_pair(tmp_path_factory.mktemp("reciting"), SENTENCE)
-    return ["-m", str(target), "--draft", str(draft)]
 
 
 def cut(text: str, sizes: list[int]) -> list[str]:
