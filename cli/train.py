@@ -1,7 +1,10 @@
 """dflash-mlx train: a draft for a target, from one's own texts."""
 
+import os
+import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +13,9 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dflash_mlx.cli.options import AdapterPath, Revision, TrustRemoteCode, place
+from dflash_mlx.cli.patience import Patience
 from dflash_mlx.cli.screen import digits, err, many, note, out
+from dflash_mlx.errors import DFlashError
 from dflash_mlx.training.evaluation import Evaluation
 from dflash_mlx.training.plan import Plan
 from dflash_mlx.training.run import Training
@@ -231,7 +236,23 @@ def train(
         revision=revision,
         adapter_path=adapter_path,
     )
-    with TrainingScreen() as screen:
+    training: Training | None = None
+    screen = TrainingScreen()
+
+    def leave(step: int | None) -> None:
+        screen.bar.stop()
+        note(farewell(step))
+        sys.stderr.flush()
+        os._exit(130)
+
+    def overdue() -> None:
+        if training is None:
+            leave(None)
+        else:
+            with suppress(DFlashError):  # the main thread will meet the same, and say it
+                training.abandon(leave)
+
+    with screen, Patience(overdue):
         try:
             training = Training(
                 plan,
@@ -243,23 +264,23 @@ def train(
                 stage=screen.stage,
                 say=note,
             )
-        except KeyboardInterrupt:
-            note("Stopped before the first step; what the target has answered is kept.")
-            raise
-        screen.begin(training)
-        try:
+            screen.begin(training)
             for event in training.run():
                 screen.show(event)
         except KeyboardInterrupt:
-            note(
-                f"Stopped and saved after step {training.trainer.step_count}; the same command "
-                "with --resume goes on."
-            )
+            note(farewell(None if training is None else training.trainer.step_count))
             raise
     if training.evaluation is not None:
         for line in verdict(training):
             note(line)
     out.print(f"The draft is in {output}", markup=False, soft_wrap=True)
+
+
+def farewell(step: int | None) -> str:
+    """What a run says that was stopped after a step, or before there were any."""
+    if step is None:
+        return "Stopped before the first step; what the target has answered is kept."
+    return f"Stopped and saved after step {step}; the same command with --resume goes on."
 
 
 class TrainingScreen:

@@ -9,14 +9,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from dflash_mlx.draft.dtype import parameters
 from dflash_mlx.errors import DFlashError
 from dflash_mlx.files import replace_file
 from dflash_mlx.repository import entries
 from dflash_mlx.training.evaluation import Evaluation
 from dflash_mlx.training.plan import Plan
-from dflash_mlx.training.state import write_arrays
-from dflash_mlx.training.trainer import Trainer
+from dflash_mlx.training.state import State, write_arrays
 
 
 class TrainingDirectory:
@@ -76,11 +74,11 @@ class TrainingDirectory:
                 _write_json(self._options, plan.options())
         return plan, self.state.exists()
 
-    def save(self, trainer: Trainer, config: Mapping[str, Any], dtype: mx.Dtype, card: str) -> None:
+    def save(self, state: State, config: Mapping[str, Any], dtype: mx.Dtype, card: str) -> None:
         """Write the draft as published ones are, and the state to resume from."""
-        weights = {name: array.astype(dtype) for name, array in parameters(trainer.draft).items()}
+        weights = {name: array.astype(dtype) for name, array in state.weights.items()}
         with self.writing():
-            trainer.save(self.state)
+            state.save(self.state)
             write_arrays(self.path / "model.safetensors", weights)
             replace_file(self.path / "README.md", card)
             # Last, as it is what makes the directory a draft.

@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from dflash_mlx.training.evaluation import Evaluation, acceptance_length
 from dflash_mlx.training.features import FeatureStore
 from dflash_mlx.training.mask import mask_tokens
 from dflash_mlx.training.plan import Plan
+from dflash_mlx.training.state import State
 from dflash_mlx.training.trainer import (
     FrozenTarget,
     StepReport,
@@ -163,6 +165,7 @@ class Training:
         else:
             self.directory.begin(self.plan)
         self.evaluation: Evaluation | None = None
+        self._saving = threading.Lock()
 
     def run(self) -> Iterator[Event]:
         """Train to the last step, and say how each step and each evaluation went.
@@ -174,6 +177,7 @@ class Training:
             DFlashError: memory ran out, or the output cannot be written.
         """
         interrupts, steps, trained = Interrupts(), self.plan.total_steps, 0.0
+        self.trainer.hold()
         try:
             with interrupts:
                 while self.trainer.step_count < steps:
@@ -181,6 +185,7 @@ class Training:
                     with self._memory(self.trainer.step_count + 1):
                         report = self.trainer.step(interrupts.check)
                     self._log(report)
+                    self.trainer.hold()
                     trained += report.seconds
                     yield report
                     last = report.step == steps
@@ -197,6 +202,7 @@ class Training:
             if self._store is not None:
                 self._store.remove()
         except KeyboardInterrupt:
+            self.trainer.held = None  # saved here
             self.save()
             raise
 
@@ -231,7 +237,29 @@ class Training:
 
     def save(self) -> None:
         """Write the draft, as published ones are, and the run's state."""
-        self.directory.save(self.trainer, self.config, self._dtype, self._card())
+        with self._saving:
+            self._save(self.trainer.state())
+
+    def abandon(self, leave: Callable[[int], None]) -> None:
+        """Save what the last finished step made, from another thread, and leave.
+
+        For a run whose thread is in a computation that is too long to wait for. Does nothing where
+        it is in the middle of an update, or about to save by itself.
+
+        Args:
+            leave: called with the step that was saved; must end the process, as the run would go
+                on. Nothing of the run is being written while it does.
+
+        Raises:
+            DFlashError: the output cannot be written.
+        """
+        with self._saving:
+            if (state := self.trainer.held) is not None:
+                self._save(state)
+                leave(state.step)
+
+    def _save(self, state: State) -> None:
+        self.directory.save(state, self.config, self._dtype, self._card())
 
     def _card(self) -> str:
         return training_card(self.directory.path.name, self.plan, self.trainer, self.evaluation)

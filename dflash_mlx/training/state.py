@@ -1,5 +1,6 @@
 """A training run's state in one file: weights, optimizer, step. Written whole or not at all."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,12 +12,31 @@ from mlx.utils import tree_flatten, tree_unflatten
 from dflash_mlx.files import replacing
 
 
-def save_state(file: Path, model: nn.Module, optimizer: optim.Optimizer, step: int) -> None:
-    """Write the state after `step` steps."""
-    arrays = {f"model.{name}": value for name, value in flat(model.parameters()).items()}
-    arrays |= {f"optimizer.{name}": value for name, value in flat(optimizer.state).items()}
-    arrays["step"] = mx.array(step)
-    write_arrays(file, arrays)
+@dataclass(frozen=True)
+class State:
+    """Where a run is: computed arrays, which any thread can write.
+
+    Attributes:
+        step: how many are done.
+        weights, optimizer: arrays by their dotted names.
+    """
+
+    step: int
+    weights: dict[str, mx.array]
+    optimizer: dict[str, mx.array]
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: optim.Optimizer, step: int) -> "State":
+        """The state after `step` steps; what is not computed yet is."""
+        state = cls(step, flat(model.parameters()), flat(optimizer.state))
+        mx.eval(state.weights, state.optimizer)
+        return state
+
+    def save(self, file: Path) -> None:
+        """Write it."""
+        arrays = {f"model.{name}": value for name, value in self.weights.items()}
+        arrays |= {f"optimizer.{name}": value for name, value in self.optimizer.items()}
+        write_arrays(file, arrays | {"step": mx.array(self.step)})
 
 
 def restore_state(file: Path, model: nn.Module, optimizer: optim.Optimizer) -> int:

@@ -22,7 +22,7 @@ from dflash_mlx.training.batches import Batch, Sample, batches, collate
 from dflash_mlx.training.blocks import Blocks, block_loss, choose_blocks, proposal_states
 from dflash_mlx.training.features import FeatureStore
 from dflash_mlx.training.plan import Plan
-from dflash_mlx.training.state import restore_state, save_state
+from dflash_mlx.training.state import State, restore_state
 from dflash_mlx.training.vocabulary import LossVocabulary
 
 LEAST_WORK = 1 << 31  # tokens times weights of a step's part: below it, parts only cost time
@@ -83,6 +83,10 @@ class Trainer:
     The state after a step is the draft's weights, the optimizer's and the step's number: data
     order and anchors follow from the seed and the number, so that a restored run goes on as it
     would have.
+
+    Attributes:
+        held: the state as `hold` found it, until a step changes it; for another thread to save
+            while this one computes.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class Trainer:
         self.gamma = float("inf") if plan.gamma is None else plan.gamma
         self.samples, self.plan = samples, plan
         self.step_count = 0
+        self.held: State | None = None
         self._features = store.features if store else self._computed
         vocabulary = LossVocabulary(samples, draft.config.vocab_size)
         pays = vocabulary.pays and target.head_rows(mx.array([0])) is not None
@@ -132,6 +137,7 @@ class Trainer:
         self.optimizer.learning_rate = plan.learning_rate_at(number)
         blocks = self._blocks(batch, rng)
         loss, hits, gradients = self._gradients(batch, blocks, self._features, rng, check)
+        self.held = None  # or the update could not use its memory
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         self.optimizer.update(self.draft, gradients)
         mx.eval(self.draft.parameters(), self.optimizer.state)
@@ -185,7 +191,15 @@ class Trainer:
 
     def save(self, file: Path) -> None:
         """Write the state from which `restore` goes on."""
-        save_state(file, self.draft, self.optimizer, self.step_count)
+        self.state().save(file)
+
+    def state(self) -> State:
+        """The state now, between two steps."""
+        return State.of(self.draft, self.optimizer, self.step_count)
+
+    def hold(self) -> None:
+        """Let `held` be the state now, until the next step changes it."""
+        self.held = self.state()
 
     def restore(self, file: Path) -> None:
         """Go on where `save` was called, with the same samples and plan."""

@@ -27,7 +27,7 @@ from dflash_mlx.demo.making.text import (
 from dflash_mlx.demo.making.tokenizer import END
 from dflash_mlx.training import fast_math
 from dflash_mlx.training.batches import Batch, Sample, batches
-from dflash_mlx.training.state import flat, restore_state, save_state, write_arrays
+from dflash_mlx.training.state import State, flat, restore_state, write_arrays
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -171,7 +171,7 @@ def train_target(
             log(f"step {step + 1}: loss {np.mean(losses):.4f}, {seen} tokens, {speed:.0f} tokens/s")
             losses = []
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            save_state(state_file, model, optimizer, step + 1)
+            State.of(model, optimizer, step + 1).save(state_file)
             scores = {kind: answers_right(model, tokenizer, kind, count=scored) for kind in KINDS}
             log("held-out answers right: " + ", ".join(f"{k} {v:.0%}" for k, v in scores.items()))
     return model
