@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from dflash_mlx import load_draft
 from dflash_mlx.training import train
 from tests import tiny_pair
-from tests.test_train import OPTIONS, QUESTIONS, SMALL, conversation, files, log, write_rows
+from tests.train.runs import OPTIONS, QUESTIONS, SMALL, conversation, files, log, write_rows
 
 # Where `stuck` says so, what is called computes for hours instead, in one call of MLX.
 STUCK = """
