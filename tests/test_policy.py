@@ -139,7 +139,7 @@ def test_a_first_answer_with_nothing_known(machine):
         assert best >= FIRST_ANSWER
 
 
-FIRST_ANSWER = 0.75
+FIRST_ANSWER = 0.87
 
 
 @pytest.mark.parametrize("prompt", [slow(2_000), slow(8_000), 32_000])
@@ -276,6 +276,15 @@ def test_trees_shrink_to_lines_where_rows_cost(machine, text):
 
 # Every guard, the case that needs it, and how fast that case is with it at least: plain decoding's
 # and the best fixed length's time as multiples of the policy's.
+class Timed:
+    """Always true, whatever is set."""
+
+    def __get__(self, *_: object) -> bool:
+        return True
+
+    def __set__(self, *_: object) -> None: ...
+
+
 GUARDS: dict[str, tuple[object, str, object, Callable[[], Ratios], Ratios]] = {}
 
 
@@ -289,22 +298,27 @@ def guard(
     return add
 
 
-@guard("a spike counts as little more than noise", costs_module, "SURPRISE", 1e9, (1, 0.95))
+@guard("a spike counts as little more than noise", costs_module, "SURPRISE", 1e9, (1, 0.978))
 def _spikes() -> Ratios:
     return long_text("cliff at 5 rows", "good", "spikes")
 
 
-@guard("all kinds of cycle share a pace", costs_module, "PACE_DRIFT", 0.0, (1, 0.965))
+@guard("all kinds of cycle share a pace", costs_module, "PACE_DRIFT", 0.0, (1, 0.983))
 def _load() -> Ratios:
-    return long_text("cliff at 5 rows", "good", "load that comes and goes")
+    return long_text("M4 Pro 4-bit", "fair", "load that comes and goes")
 
 
-@guard("what is uncertain is tried", adaptive_module, "OPTIMISM", 0.0, (0.97, 0.95))
+@guard("what is uncertain is tried", adaptive_module, "OPTIMISM", 0.0, (1, 0.98))
+def _longer_ones_look_better() -> Ratios:
+    return long_text("cliff at 5 rows", "fair", "quiet")
+
+
+@guard("plain decoding is timed early", Costs, "plain_timed", Timed(), (0.97, 0.97))
 def _plain_was_never_timed() -> Ratios:
     return long_text("hopeless", "good", "quiet")
 
 
-@guard("looks may lose only so much", adaptive_module, "CREDIT", 1e9, (0.972, 0.972))
+@guard("looks may lose only so much", adaptive_module, "CREDIT", 1e9, (0.958, 0.958))
 def _answers_that_look_worth_a_try() -> Ratios:
     """Forty of 24 tokens, good and bad in turn."""
 
@@ -330,9 +344,9 @@ def _bad_answers() -> Ratios:
     return mean([auto("M3 Ultra bf16", answers(BAD, seed)) for seed in range(2)])
 
 
-@guard("confidences choose", AdaptiveLength, "_judge_reading", lambda *_: None, (1.075, 1.075))
+@guard("confidences choose", AdaptiveLength, "_judge_reading", lambda *_: None, (1.25, 1.09))
 def _a_text_of_two_kinds() -> Ratios:
-    return long_text("mixture of experts", "short turns", "quiet", seeds=3)
+    return long_text("M4 Pro 4-bit", "short turns", "quiet", seeds=3)
 
 
 def _kept_ten_times(machine: str, text: str, length: int) -> Ratios:

@@ -14,16 +14,23 @@ from math import log
 
 from dflash_mlx.policy.branches import Branches
 from dflash_mlx.policy.chances import NO_TEXTS, Chances, Text, expected
-from dflash_mlx.policy.costs import FIRST_REACH, GUESS, LEAST_DRAFT, SLOWLY, Costs
+from dflash_mlx.policy.costs import (
+    FIRST_REACH,
+    GUESS,
+    LEAST_DRAFT,
+    LONG_REST,
+    OPTIMISM,
+    SHORT_REST,
+    SLOWLY,
+    Costs,
+)
 from dflash_mlx.policy.kept import Store
 from dflash_mlx.policy.protocol import Cycle, Kind, Sign
 
 SURER = 0.15  # share by which a copy has to promise more than drafting or plain decoding
-OPTIMISM = 1.2  # standard deviations of its cost that a length, or plain decoding, gets in advance
 LOOKING = 0.02  # share of the time that looks may lose
 CREDIT = 12.0  # plain steps; the most that looks may lose at once, beside their share
-SHORT_REST, LONG_REST = 12.0, 200.0  # plain steps of rest for each that a look may lose
-PLAIN_RUN = 4  # plain cycles of a look at plain decoding; the first and the last are not timed
+PLAIN_RUN = 2  # plain cycles of a look at plain decoding, of which the last is not timed
 
 
 @dataclass
@@ -157,7 +164,9 @@ class AdaptiveLength:
             )
             self._planned = self._look(costs, tokens, reach)
             return self._planned
-        if values[best] < OPTIMISM * costs.doubt(best):
+        # With nothing known the draft comes first: where it guesses right, its cycles tell most.
+        unsure = not costs.plain_timed or values[best] < OPTIMISM * costs.doubt(best)
+        if costs.timed and unsure:
             loss = PLAIN_RUN * (1 - steps[best] / tokens[best])
             if self._may_look(loss):
                 self.learned.credit -= loss

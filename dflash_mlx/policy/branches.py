@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import exp, log
 
-from dflash_mlx.policy.costs import GUESS, SLOWLY, Costs
+from dflash_mlx.policy.costs import GUESS, LONG_REST, OPTIMISM, SHORT_REST, SLOWLY, Costs
 from dflash_mlx.policy.protocol import Grown
 
-OPTIMISM = 1.2  # standard deviations of its cost that an unsure size gets in advance
 MARGIN = 0.1  # tokens a cycle; of a tree that gives so much more, or less, it is believed
 LIKELIEST = 0.5  # chance; no token that another one is preferred to has more
-SHORT_REST, LONG_REST = 12.0, 200.0  # plain steps of rest for each that a look has lost
 
 
 class Branches:

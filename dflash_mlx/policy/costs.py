@@ -19,6 +19,8 @@ FIRST_REACH = 3  # proposals; the most where nothing longer was ever timed
 LEAST_DRAFT = 0.05  # plain steps; no draft's forward costs less
 NOTHING = 1e-6  # log, squared; a covariance that moves no estimate
 SLOWLY = 0.05  # share by which noise, depths and what reading gains follow what is seen
+OPTIMISM = 0.8  # standard deviations of its cost that what is unsure gets in advance
+SHORT_REST, LONG_REST = 12.0, 200.0  # plain steps of rest for each that a look may lose, or lost
 SIZES = (8, 12, 16, 24, 32, 48, 64)  # rows of trees, where no line has as many
 # A state's parts that all lengths share: the pace, then what multiplies a lap. Lengths follow.
 PACE, READ, TREE, ENTRY, EXIT, SHARED = range(6)
@@ -38,6 +40,8 @@ class Costs:
         counts: numbers of proposals that have a cost; those beyond `most` are of trees alone.
     """
 
+    plain_timed = False  # whether a plain lap was timed
+
     def __init__(self, most: int):
         """Nothing is known but how many proposals there may be."""
         self.most, self.frozen = most, False
@@ -45,7 +49,7 @@ class Costs:
         self.reach = 0  # the most proposals that a timed cycle verified
         self.timed = 0  # drafted laps
         self.last = 0  # proposals of the latest of them
-        self.noise = FIRST_NOISE
+        self.noise, self._laps = FIRST_NOISE, 0  # the first laps tell most about how they scatter
         self._paced = self._kept = self._first = False
         self._mean = [0.0, *[DETOUR] * (SHARED - 1), *map(_guess, self.counts)]
         self._var = [[0.0] * len(self._mean) for _ in self._mean]
@@ -95,6 +99,7 @@ class Costs:
         costs._mean[PACE], costs._mean[SHARED:] = log(plain), [log(c / plain) for c in cycle]
         costs._mean[READ] = log(1 + reading / cycle[len(cycle) // 2])
         costs._kept, costs.frozen, costs.reach = True, frozen, costs.most
+        costs.plain_timed = frozen
         share = 0.0 if frozen else SECOND_HAND
         costs._var = [[share * v for v in row] for row in costs._var]
         return costs
@@ -106,7 +111,7 @@ class Costs:
         costs = Costs(self.most)
         costs.counts = list(self.counts)
         costs._mean, costs._var = list(self._mean), [list(row) for row in self._var]
-        costs.noise = self.noise
+        costs.noise, costs._laps, costs.plain_timed = self.noise, self._laps, self.plain_timed
         costs._doubt(SECOND_HAND * doublings)
         return costs
 
@@ -125,6 +130,7 @@ class Costs:
         if kind is Kind.ENTRY:
             # How much of the plain step is in it depends on how far ahead the device queues.
             seconds = max(seconds - self.plain, seconds / 2)
+        self.plain_timed |= kind in (Kind.PLAIN, Kind.EXIT)
         if kind in (Kind.ENTRY, Kind.EXIT):
             parts[ENTRY if drafted else EXIT] = 1.0
         seen = log(seconds)
@@ -163,7 +169,9 @@ class Costs:
             self._first = drafted
         self._paced = True
         # The noise at which a third of all laps lies further out than one standard deviation.
-        self.noise = max(self.noise * exp(SLOWLY * ((abs(z) > 1) - 0.32)), LEAST_NOISE)
+        self._laps += 1
+        pull = max(SLOWLY, 1 / self._laps)
+        self.noise = max(self.noise * exp(pull * ((abs(z) > 1) - 0.32)), LEAST_NOISE)
         z = min(max(z, -SURPRISE), SURPRISE)
         for i, c in enumerate(column):
             # Plain laps in a row tell less and less of anything but the pace.

@@ -47,7 +47,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, busy(loops):
             file = f"{folder}/bench.json"
             subprocess.run(
-                [str(Path(sys.executable).with_name("dflash-mlx")), "bench", "--repeats", arguments.repeats, "--json", file, *options],
+                [
+                    str(Path(sys.executable).with_name("dflash-mlx")),
+                    "bench",
+                    "--repeats",
+                    arguments.repeats,
+                    "--json",
+                    file,
+                    *options,
+                ],
                 env=os.environ | {"XDG_CACHE_HOME": folder},
                 check=True,
                 stdout=subprocess.DEVNULL,
