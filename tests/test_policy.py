@@ -271,7 +271,7 @@ def test_trees_are_grown_where_rows_are_given_away(machine, text):
 @pytest.mark.parametrize("machine", [slow(m) if i % 4 else m for i, m in enumerate(MACHINES)])
 def test_trees_shrink_to_lines_where_rows_cost(machine, text):
     """And where they neither gain nor lose much: looks at them, and chance, are all there is."""
-    assert tree_gain(machine, text) >= 0.96
+    assert tree_gain(machine, text) >= 0.93
 
 
 # Every guard, the case that needs it, and how fast that case is with it at least: plain decoding's

@@ -20,6 +20,7 @@ from dflash_mlx.policy.costs import (
     LEAST_DRAFT,
     LONG_REST,
     OPTIMISM,
+    SECOND_HAND,
     SHORT_REST,
     SLOWLY,
     Costs,
@@ -76,7 +77,10 @@ class Learned:
         if level not in self._places:
             near = min(self._places, key=lambda known: abs(known - level))
             found = self._places[near]
-            self._places[level] = replace(found, costs=found.costs.near(abs(level - near)))
+            # Half the context may be all that the draft can make use of.
+            texts = [SECOND_HAND * t for t in found.texts] if level > near else found.texts
+            costs = found.costs.near(abs(level - near))
+            self._places[level] = replace(found, costs=costs, texts=texts)
         return self._places[level]
 
     @property
