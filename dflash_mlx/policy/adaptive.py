@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import log
 
 from dflash_mlx.policy.branches import Branches
-from dflash_mlx.policy.chances import NO_TEXTS, Chances, Text, expected
+from dflash_mlx.policy.chances import LEVELS, NO_TEXTS, Chances, Text, expected
 from dflash_mlx.policy.costs import (
     FIRST_REACH,
     GUESS,
@@ -77,8 +77,9 @@ class Learned:
         if level not in self._places:
             near = min(self._places, key=lambda known: abs(known - level))
             found = self._places[near]
-            # Half the context may be all that the draft can make use of.
-            texts = [SECOND_HAND * t for t in found.texts] if level > near else found.texts
+            # Good texts behind half the context promise little, bad ones no better.
+            shares = [SECOND_HAND if logit > 0 and level > near else 1.0 for logit in LEVELS]
+            texts = [share * t for share, t in zip(shares, found.texts, strict=True)]
             costs = found.costs.near(abs(level - near))
             self._places[level] = replace(found, costs=costs, texts=texts)
         return self._places[level]
