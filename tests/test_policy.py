@@ -267,6 +267,15 @@ def test_trees_are_grown_where_rows_are_given_away(machine, text):
     assert tree_gain(machine, text) >= 1.05
 
 
+def test_a_tree_may_be_grown_at_one_length_of_context_and_verified_at_the_next():
+    learned = Learned(15)
+    learned.at(600)  # known, and of trees nothing yet
+    text = text_of("fair", 0, 300)
+    run = Run(AdaptiveLength(learned, True), MACHINES["flat"], text, 16, prompt=400)
+    large = [cycle.context for cycle in run.cycles if cycle.tree and cycle.verified > 15]
+    assert min(large) < 512 < max(large)
+
+
 @pytest.mark.parametrize("text", ["good", "poor", "hopeless"])
 @pytest.mark.parametrize("machine", [slow(m) if i % 4 else m for i, m in enumerate(MACHINES)])
 def test_trees_shrink_to_lines_where_rows_cost(machine, text):

@@ -118,6 +118,8 @@ class Costs:
     def observe(self, cycle: Cycle) -> None:
         """Learn from the time of one cycle."""
         seconds, kind = cycle.lap
+        if cycle.tree:
+            self.widen()  # it was grown by what another context's length knows
         if self.frozen or kind is Kind.VOID or seconds <= 0:
             return
         parts, m, drafted = {PACE: 1.0}, cycle.verified, cycle.drafted > 0
