@@ -10,10 +10,9 @@ from dflash_mlx.measure.summary import Summary, overall
 from dflash_mlx.measure.summary import sides as summaries
 from dflash_mlx.measure.trees import takes_trees
 from dflash_mlx.pairs import SpeculativeModel
-from dflash_mlx.propose import MOST_NODES
 
 _LENGTH, _TREE = "verify length", "tree"
-_NODES = (4, 8, 16, 32, 64)
+_NODES = (4, 8, 16, 32, 64)  # propose.MOST_NODES at most
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def sweep_sides(model: SpeculativeModel, settings: Settings) -> Sides:
     """
     lengths = lengths_to_sweep(model.draft.most_proposals)
     lines = {(_LENGTH, n): replace(settings, verify_length=n, tree=0) for n in lengths}
-    sizes = [n for n in _NODES if n <= MOST_NODES] if takes_trees(model) else []
+    sizes = _NODES if takes_trees(model) else ()
     trees = {(_TREE, n): replace(settings, verify_length=None, tree=n) for n in sizes}
     return {name: (dflash_run, how) for name, how in {**lines, **trees}.items()}
 
