@@ -2,13 +2,16 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from dflash_mlx import load_draft
+from dflash_mlx.cli.train import TrainingScreen
 from dflash_mlx.demo import demo_paths
 from dflash_mlx.demo.making.text import example
 from dflash_mlx.draft.formats import draft_config
@@ -56,6 +59,27 @@ def test_the_command_trains_a_draft_that_the_others_take(
     half = run("convert", str(made), "-o", str(tmp_path / "half"), "--bits=8", "--group-size=32")
     assert half.exit_code == 0
     assert load_draft(tmp_path / "half").fc.bits == 8
+
+
+@pytest.mark.parametrize("seconds_a_step", [20, 70])
+def test_without_a_terminal_there_is_a_line_a_minute(
+    seconds_a_step: int, target: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of the screen's own, which every step moves on."""
+    now, show = [0.0], TrainingScreen.show
+
+    def shown(screen: TrainingScreen, event: Any) -> None:
+        now[0] += seconds_a_step * (not isinstance(event, Evaluation))
+        show(screen, event)
+
+    monkeypatch.setattr(TrainingScreen, "show", shown)
+    module = sys.modules[TrainingScreen.__module__]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    arguments = [f"--target={target}", f"--data={data}", f"-o{tmp_path / 'made'}", *OPTIONS]
+    result = run("train", *arguments, "--steps=7", "--eval-every=7")
+    assert result.exit_code == 0, result.output
+    said = re.findall(r"^step (\d+): loss .* min left$", result.stderr, re.MULTILINE)
+    assert said == (["3", "6", "7"] if seconds_a_step == 20 else [*"1234567"])
 
 
 def test_python_trains_as_the_command_does(target: Path, data: Path, tmp_path: Path) -> None:
