@@ -18,7 +18,8 @@ from dflash_mlx.errors import DFlashError
 from dflash_mlx.pairs import SpeculativeModel
 from dflash_mlx.policy import AdaptiveLength, Costs, Cycle, Kind, Lap, Learned
 from tests.families.configs import VOCAB
-from tests.scripted import MACHINES, TEXTS, Machine, Run, Text
+from tests.policy.machines import MACHINES, TEXTS, Machine, Text
+from tests.policy.scripted import Run
 from tests.test_conversation import FAMILIES, pair
 from tests.tiny_pair import write_pair
 from tests.tools.copies_gain import Case, edits, others, run

@@ -1,8 +1,9 @@
 """How much to propose now. Pure Python: it knows times, tokens and confidences, and no arrays."""
 
-from dflash_mlx.policy.adaptive import AdaptiveLength, Learned
+from dflash_mlx.policy.adaptive import AdaptiveLength
 from dflash_mlx.policy.costs import Costs
 from dflash_mlx.policy.kept import CostsFile
+from dflash_mlx.policy.learned import Learned
 from dflash_mlx.policy.protocol import Cycle, FixedLength, Grown, Kind, Lap, Policy, Sign
 
 __all__ = [

@@ -18,7 +18,21 @@ NO_TEXTS = (0.0,) * len(LEVELS)
 JUMP = 0.003  # chance per token that the text changes to any other level
 FADING = 0.8  # what a text counts for when another one has ended
 UNKNOWN = 0.5  # texts; what an even belief counts for at the start of one
-HOPE = 0.05  # chance that a text is better than is hoped
+
+
+class Regression:
+    """A logistic regression that follows what it sees."""
+
+    def __init__(self, weights: Sequence[float]):
+        self._weights = list(weights)
+
+    def chance(self, features: Sequence[float]) -> float:
+        return _sigmoid(sum(map(mul, self._weights, features)))
+
+    def learn(self, features: Sequence[float], came: bool) -> None:
+        """Something of which these are the features came true, or did not."""
+        step = SLOWLY * (came - self.chance(features))
+        self._weights = [w + step * f for w, f in zip(self._weights, features, strict=True)]
 
 
 class Chances:
@@ -27,7 +41,7 @@ class Chances:
     def __init__(self, most: int):
         self.table = [[_sigmoid(level)] * most for level in LEVELS]  # by level and depth
         self._depths = [0.0] * most
-        self._weights: dict[int, list[float]] = {}  # by how many views a confidence has
+        self._confidence: Regression | None = None
 
     def correct(self, depth: int, error: float) -> None:
         """A proposal's fate was so much better than its chance by depth."""
@@ -37,30 +51,29 @@ class Chances:
 
     def tokens(self, confidences: Sequence[Sign]) -> list[float]:
         """Tokens that a verify of the first m = 0, 1, … proposals yields on average."""
-        return expected(self.chance(c, depth) for depth, c in enumerate(confidences))
+        chances = []
+        for depth, confidence in enumerate(confidences):
+            features = _features(confidence, depth)
+            chances.append(self._regression(features).chance(features))
+        return expected(chances)
 
     def observe(self, confidences: Sequence[Sign], verified: int, accepted: int) -> None:
         """Learn what confidences mean."""
-        for depth, c in enumerate(confidences[: min(accepted + 1, verified)]):
-            step = SLOWLY * ((depth < accepted) - self.chance(c, depth))
-            features = _features(c, depth)
-            weights = self._weights_of(features)
-            weights[:] = [w + step * f for w, f in zip(weights, features, strict=True)]
+        for depth, confidence in enumerate(confidences[: min(accepted + 1, verified)]):
+            features = _features(confidence, depth)
+            self._regression(features).learn(features, depth < accepted)
 
-    def chance(self, confidence: Sign, depth: int) -> float:
-        """Of a proposal with this confidence, if those before it are accepted."""
-        features = _features(confidence, depth)
-        return _sigmoid(sum(map(mul, self._weights_of(features), features)))
-
-    def _weights_of(self, features: Sequence[float]) -> list[float]:
-        """As of now, to be changed; at first all views count the same, and are believed."""
-        views = len(features) - 2
-        return self._weights.setdefault(views, [0.0, 0.0, *[1 / views] * views])
+    def _regression(self, features: Sequence[float]) -> Regression:
+        """At first all views of a confidence count the same, and are believed."""
+        if self._confidence is None:
+            views = len(features) - 2
+            self._confidence = Regression([0.0, 0.0, *[1 / views] * views])
+        return self._confidence
 
 
 def _features(confidence: Sign, depth: int) -> list[float]:
     views = confidence if isinstance(confidence, Sequence) else (confidence,)
-    return [1.0, log1p(depth), *map(_log_odds, views)]
+    return [1.0, log1p(depth), *map(log_odds, views)]
 
 
 class Text:
@@ -85,29 +98,16 @@ class Text:
                 gains[depth] += share
         return _sums(gains)
 
-    def hopes(self, most: int) -> list[float]:
-        """The same, if the text is as good as it may well be."""
-        level, better = len(LEVELS) - 1, self._belief[-1]
-        while better < HOPE:
-            level -= 1
-            better += self._belief[level]
-        return expected(self._chances.table[level][:most])
-
-    def observe(self, verified: int, accepted: int, held_back: float | None = None) -> None:
-        """Learn from one verify; `held_back` is the chance of a proposal that was left out for it,
-        without which the text would look better than it is."""
-        if not verified and held_back is None:
-            return self.pass_over()
+    def observe(self, verified: int, accepted: int) -> None:
+        """Learn from a drafted cycle. Where no proposal was worth a verify, the first counts as
+        rejected: the text would look better than it is without those that are held back."""
+        verified = max(verified, 1)
         tokens = self.tokens(min(accepted + 1, verified))
         belief = []
         for share, row in zip(self._belief, self._chances.table, strict=True):
             for depth in range(accepted):
                 share *= row[depth]
-            if accepted < verified:
-                share *= 1 - row[accepted]
-            elif held_back is not None:
-                share *= row[verified] ** held_back * (1 - row[verified]) ** (1 - held_back)
-            belief.append(share)
+            belief.append(share * (1 - row[accepted]) if accepted < verified else share)
         reached = [b - a for a, b in zip([0.0, *tokens], tokens, strict=False)]
         for depth in range(len(tokens) - 1):
             chance = reached[depth + 1] / reached[depth]
@@ -150,6 +150,7 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + exp(-x))
 
 
-def _log_odds(chance: float) -> float:
+def log_odds(chance: float) -> float:
+    """Of what may be 0 or 1, to which nobody is as sure as that."""
     chance = min(max(chance, 0.01), 0.99)
     return log(chance / (1 - chance))

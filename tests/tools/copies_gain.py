@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dflash_mlx.policy import AdaptiveLength, Learned
 from tests.edits import EDITS, Vocabulary
-from tests.scripted import MACHINES, TEXTS, Machine, Run, Text
+from tests.policy.machines import MACHINES, TEXTS, Machine, Text
+from tests.policy.scripted import Run
 
 BLOCK = 16
 USUAL = ("flat", "gentle slope", "M4 Pro 4-bit", "mixture of experts")

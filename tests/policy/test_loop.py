@@ -1,6 +1,5 @@
 """The verify length in the real loop: exact whatever is chosen, measured once, kept on disk."""
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from dflash_mlx.decode import costs as costs_module
 from dflash_mlx.decode.clock import CycleClock
 from dflash_mlx.decode.feed import ContextFeed
 from dflash_mlx.draft import Proposals
-from dflash_mlx.policy import Costs, CostsFile, Cycle, FixedLength, Kind, Lap, Learned, Sign
+from dflash_mlx.policy import Costs, Cycle, FixedLength, Kind, Lap, Sign
 from tests.synthetic import SyntheticDraft
 from tests.tiny_pair import write_pair
 
@@ -277,24 +276,6 @@ def test_the_real_draft_says_how_confident_it_is(pair: Pair) -> None:
     assert len(shown) > 10 and len(set(shown)) > 5
 
 
-KEPT = (1.0, (1.5, 2.0), 0.25)
-
-
-def test_costs_are_kept_for_the_next_process(tmp_path: Path) -> None:
-    file = tmp_path / "costs" / "pair.json"
-    learned = Learned(3, CostsFile(file))
-    for _ in range(20):
-        for seconds, verified in ((1.0, 0), (2.0, 1), (3.0, 3)):
-            kind = Kind.DRAFTED if verified else Kind.PLAIN
-            learned.at(9).costs.observe(Cycle(9, Lap(seconds, kind), verified, verified))
-    learned.save()
-    assert [f.name for f in file.parent.iterdir()] == [file.name]
-    plain, cycle, _ = CostsFile(file).load(3)[0]
-    assert plain == pytest.approx(1.0, rel=0.05)
-    assert (cycle[1], cycle[3]) == pytest.approx((2.0, 3.0), rel=0.05)
-    assert Learned(3, CostsFile(file)).at(9).costs.steps()[3] == pytest.approx(3.0, rel=0.05)
-
-
 def test_the_costs_file_goes_by_the_pair_and_the_blas_library(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,64 +283,6 @@ def test_the_costs_file_goes_by_the_pair_and_the_blas_library(
     assert file.is_relative_to(tmp_path)
     monkeypatch.setattr(costs_module, "blas", lambda: ["libmkl_rt.so"])
     assert costs_file(pair.model.target, pair.model.draft) != file
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        "{}",
-        '{"0": {"plain": 1.0}}',
-        '{"0": {"plain": 1.0, "cycle": [1.0], "reading": 0.0}}',
-        '{"0": {"plain": 1.0, "cycle": [1.0, "2"], "reading": 0.0}}',
-        '{"0": {"plain": 0.0, "cycle": [1.0, 2.0], "reading": 0.0}}',
-        '{"0": {"plain": NaN, "cycle": [1.0, 2.0], "reading": 0.0}}',
-        '{"0": {"plain": 1.0, "cycle": 3, "reading": 0.0}}',
-        '{"-1": {"plain": 1.0, "cycle": [1.5, 2.0], "reading": 0.0}}',
-        '{"9' + 400 * "0" + '": {"plain": 1.0, "cycle": [1.5, 2.0], "reading": 0.0}}',
-        '{"0": {"plain": 1.0, "cycle": [1.0, 20.0], "reading": 0.0}}',
-        '{"0": {"plain": 2.0, "cycle": [1.0, 2.0], "reading": 0.0}}',
-        '{"0": {"plain": 1.0, "cycle": [2.0, 1.0], "reading": 0.0}}',
-        '{"0": {"plain": 1e-300, "cycle": [1.0, 2.0], "reading": 0.0}}',
-        '{"0": {"plain": 1' + 400 * "0" + ', "cycle": [1.0, 2.0], "reading": 0.0}}',
-        "[" * 100_000,
-        '{"plain": 1.0, "cycle": [1.0, 2.0], "reading": 0.0}',
-        "\x00\xff",
-    ],
-)
-def test_a_damaged_file_is_ignored_and_mended(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "costs.json"
-    file.write_text(text, encoding="latin-1")
-    kept = CostsFile(file)
-    assert kept.load(1) == {}
-    kept.save({0: KEPT})
-    assert json.loads(file.read_text(encoding="utf-8"))["0"]["cycle"] == [1.5, 2.0]
-
-
-def test_costs_are_written_when_they_changed_and_not_from_a_busy_moment(tmp_path: Path) -> None:
-    file = tmp_path / "costs.json"
-    kept = CostsFile(file)
-    kept.save({0: KEPT})
-    before = file.read_text(encoding="utf-8")
-    kept.save({0: (1.1, (1.6, 2.1), 0.25)})  # a tenth may be noise
-    kept.save({0: (2.0, (3.0, 4.5), 0.5)})  # slower as a whole
-    assert file.read_text(encoding="utf-8") == before
-    kept.save({0: (1.0, (1.5, 3.0), 0.25), 4: (3.0, (5.0, 7.0), 0.25)})
-    assert CostsFile(file).load(1) == {
-        0: (1.0, (1.5, 3.0), 0.25),
-        4: (3.0, (5.0, 7.0), 0.25),
-    }
-    assert CostsFile(file).load(2) == {}
-
-
-def test_a_directory_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("a file where a folder should be", encoding="utf-8")
-    kept = CostsFile(tmp_path / "taken" / "costs.json")
-    assert kept.load(1) == {}
-    kept.save({0: KEPT})
 
 
 def test_other_shapes_are_other_files(pair: Pair, tmp_path: Path) -> None:
