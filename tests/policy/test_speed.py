@@ -36,15 +36,11 @@ SOME = [
 ]
 
 
-def check_long_text(machine: str, text: str, noise: str) -> None:
+@pytest.mark.parametrize(("machine", "text", "noise"), SOME)
+def test_a_long_text_is_about_as_fast_as_at_the_best_fixed_length(machine, text, noise):
     plain, best = long_text(machine, text, noise)
     assert plain >= 0.97
     assert best >= (0.90 if noise in LOUD else 0.95)
-
-
-@pytest.mark.parametrize(("machine", "text", "noise"), SOME)
-def test_a_long_text_is_about_as_fast_as_at_the_best_fixed_length(machine, text, noise):
-    check_long_text(machine, text, noise)
 
 
 @pytest.mark.parametrize("chances", [GOOD, BAD, MIXED], ids=["good", "bad", "mixed"])
